@@ -1,0 +1,262 @@
+"""Spend permits: recordings from the API into the archive, several at once, each asked for once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pendulum
+
+from airflow_provider_amplemarket.archive import Archive, Entry
+from airflow_provider_amplemarket.exceptions import (
+    AmplemarketAPIError,
+    AmplemarketConnectionError,
+    AuthenticationError,
+    InvalidRecordingError,
+    RateLimitExceededError,
+    RecordingNotFoundError,
+    RecordingTooLargeError,
+)
+from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, Recording
+from airflow_provider_amplemarket.plan import FAILED, MISSING, NOT_FOUND, STORED, TOO_LARGE, Attempt, Item, Plan
+from airflow_provider_amplemarket.quota import Ledger, Permit
+
+log = logging.getLogger(__name__)
+
+#: So many requests in a row that the API does not serve, for its own reasons, and the rest is left for a retry:
+#: an outage should not eat the quota.
+OUTAGE = 10
+
+_STATUSES: dict[type[Exception], str] = {RecordingNotFoundError: NOT_FOUND, RecordingTooLargeError: TOO_LARGE}
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """
+    What became of one permit.
+
+    :param item: the call, with what the archive has of it now.
+    :param status: its status; ``missing`` where nothing was learned of it.
+    :param answered_at: when the answer arrived; None where none did.
+    :param sent: whether the request was sent at all.
+    :param error: what went wrong, if anything did.
+    """
+
+    item: Item
+    status: str
+    answered_at: float | None = None
+    sent: bool = True
+    error: Exception | None = None
+
+
+@dataclass
+class Downloads:
+    """
+    Ask for recordings as long as the quota gives permits.
+
+    The ledger is used by the calling thread alone; the threads here use neither it nor anything of Airflow.
+
+    :param hook: asks the API.
+    :param archive: takes the recordings.
+    :param ledger: gives the permits.
+    :param attempt: who asks, for the sidecars.
+    :param concurrency: downloads at once.
+    :param is_full: whether sidecars keep the call as the API gave it.
+    :param cancel: ends the downloads under way when it is set.
+    :param requests: how many requests were sent.
+    """
+
+    hook: AmplemarketHook
+    archive: Archive
+    ledger: Ledger
+    attempt: Attempt
+    concurrency: int
+    is_full: bool
+    cancel: threading.Event
+    requests: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _fatal: Exception | None = None
+    _outage: int = 0
+
+    def run(self, plan: Plan) -> None:
+        """
+        Archive what is missing, oldest first, and note in the plan what became of it.
+
+        What is still missing afterwards had no permit.
+
+        :raises AuthenticationError: when the API key is refused.
+        :raises ArchiveError: when the archive does not take what was downloaded.
+        :raises LedgerError: when the ledger cannot be trusted.
+        :raises AmplemarketAPIError: when the API serves nothing any more.
+        """
+        queue = deque(plan.having(MISSING))
+        with self.archive.staging() as directory, ThreadPoolExecutor(self.concurrency) as threads:
+            try:
+                self._run(plan, queue, directory, threads)
+            except BaseException:
+                self.cancel.set()
+                raise
+
+    def adopt(self, plan: Plan) -> None:
+        """
+        Commit recordings whose audio lies in the archive without its sidecar: their writer died in between.
+
+        Audio is published whole or not at all, so this saves the permit of asking for it again.
+        """
+        found = [item for item in plan.having(MISSING) if item.entry.is_uncommitted]
+        if not found:
+            return
+        with self.archive.staging() as directory:
+            for item in found:
+                place = item.entry.place
+                size, sha256 = self.archive.digest(place.audio)
+                record = self._record(item, STORED, key=place.audio, size=size, sha256=sha256, adopted=True)
+                self.archive.write_record(place, record, directory)
+                plan.set(Item(item.call, Entry(place, size, record)), STORED)
+                log.info("Found %s without its sidecar; written now", self.archive.uri(place.audio))
+
+    def _run(self, plan: Plan, queue: deque[Item], directory: Path, threads: ThreadPoolExecutor) -> None:
+        running: dict[Future[_Outcome], Permit] = {}
+        outcomes: list[tuple[Permit, _Outcome]] = []
+        while True:
+            # One request for each thread waits with its permit, so that no thread waits for the ledger. Once
+            # something has stopped the run, what is under way ends first and is reported together.
+            room = 0 if self._stop.is_set() else min(len(queue), 2 * self.concurrency - len(running))
+            if room or (outcomes and not running):
+                permits = self._exchange(room, outcomes)
+                outcomes.clear()
+                for permit in permits:
+                    running[threads.submit(self._fetch, queue.popleft(), permit, directory)] = permit
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                outcome = future.result()
+                outcomes.append((running.pop(future), outcome))
+                self._note(plan, outcome)
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _exchange(self, wanted: int, outcomes: list[tuple[Permit, _Outcome]]) -> list[Permit]:
+        return self.ledger.exchange(
+            wanted,
+            answered={permit: out.answered_at for permit, out in outcomes if out.answered_at is not None},
+            unused=[permit for permit, out in outcomes if not out.sent],
+            refusals=[out.error.retry_after for _, out in outcomes if isinstance(out.error, RateLimitExceededError)],
+        )
+
+    def _note(self, plan: Plan, outcome: _Outcome) -> None:
+        """Take an outcome into the plan; stop the run where going on would waste permits."""
+        item, error = outcome.item, outcome.error
+        self.requests += outcome.sent
+        plan.set(item, outcome.status)
+        if outcome.status == STORED:
+            log.info("Archived %s (%d bytes)", self.archive.uri(item.entry.place.audio), item.entry.size)
+        elif outcome.status != MISSING:
+            log.warning("Call %s is %s: %s", item.call_id, outcome.status, error)
+        if isinstance(error, RateLimitExceededError):
+            log.warning(
+                "%s. Does somebody else use the API key, or is the connection's recording_limit too high? "
+                "Waiting before the next request.",
+                error,
+            )
+            self._stop.set()
+        elif error is not None and outcome.status == MISSING:
+            self._end(error)
+        is_outage = isinstance(error, AmplemarketAPIError) and (
+            isinstance(error, AmplemarketConnectionError) or (error.status or 0) >= 500
+        )
+        self._outage = self._outage + 1 if is_outage else self._outage * (not outcome.sent)
+        if self._outage >= OUTAGE:
+            self._end(AmplemarketAPIError(f"{OUTAGE} requests in a row failed, the last one with: {error}"))
+
+    def _end(self, error: Exception) -> None:
+        self._stop.set()
+        if self._fatal is None:
+            self._fatal = error
+
+    def _fetch(self, item: Item, permit: Permit, directory: Path) -> _Outcome:
+        """Use one permit; runs in a thread of its own."""
+        clock = self.ledger.clock
+        if self._stop.is_set() or self.cancel.is_set() or clock() > permit.use_before:
+            return _Outcome(item, MISSING, sent=False)
+        target = directory / f"{item.call_id}.part"
+        requested_at = pendulum.now("UTC")
+        answered_at: float | None = None
+        try:
+            recording = self.hook.download_recording(item.call_id, target, cancelled=self.cancel.is_set)
+            answered_at = recording.answered_at.timestamp()
+            entry = self._store(item, recording, target, directory)
+            return _Outcome(Item(item.call, entry), STORED, answered_at)
+        except (RateLimitExceededError, AuthenticationError) as error:
+            return _Outcome(item, MISSING, clock(), error=error)
+        except (AmplemarketAPIError, InvalidRecordingError) as error:
+            # Where no answer came, the API may still count the request: the permit keeps its careful entry.
+            answered_at = None if isinstance(error, AmplemarketConnectionError) else clock()
+            status = _STATUSES.get(type(error), FAILED)
+            try:
+                entry = self._record_failure(item, status, error, requested_at, directory)
+            except Exception as fault:
+                return _Outcome(item, MISSING, answered_at, error=fault)
+            return _Outcome(Item(item.call, entry), status, answered_at, error=error)
+        except Exception as error:
+            return _Outcome(item, MISSING, answered_at, error=error)
+
+    def _store(self, item: Item, recording: Recording, target: Path, directory: Path) -> Entry:
+        place = item.entry.place
+        if not recording.is_mpeg:
+            log.warning("The recording of call %s does not begin like MPEG audio; archived as served", item.call_id)
+        self.archive.publish(target, place.audio, recording.content_type)
+        target.unlink(missing_ok=True)
+        record = self._record(
+            item,
+            STORED,
+            key=place.audio,
+            size=recording.size,
+            sha256=recording.sha256,
+            content_type=recording.content_type,
+            is_mpeg=recording.is_mpeg,
+            requested_at=recording.requested_at,
+            answered_at=recording.answered_at,
+        )
+        self.archive.write_record(place, record, directory)
+        return Entry(place, recording.size, record)
+
+    def _record_failure(
+        self, item: Item, status: str, error: Exception, requested_at: pendulum.DateTime, directory: Path
+    ) -> Entry:
+        entry = item.entry
+        old = entry.record or {}
+        record = self._record(
+            item,
+            status,
+            error=str(error),
+            requested_at=requested_at,
+            answered_at=pendulum.now("UTC"),
+            first_requested_at=old.get("first_requested_at") or requested_at,
+        )
+        if entry.is_stored:
+            record.pop("call", None)
+            record = {**old, "overwrite": record}
+        self.archive.write_record(entry.place, record, directory)
+        return Entry(entry.place, entry.size, record)
+
+    def _record(self, item: Item, status: str, **fields: Any) -> dict[str, Any]:
+        """Make what the sidecar says; moments in ISO 8601."""
+        record = {
+            "version": 1,
+            "call_id": item.call_id,
+            "status": status,
+            "start_date": item.start,
+            **fields,
+            "archived_at": pendulum.now("UTC"),
+            "amplemarket_conn_id": self.hook.amplemarket_conn_id,
+            **asdict(self.attempt),
+        }
+        texts = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in record.items()}
+        return {**texts, "call": dict(item.call)} if self.is_full else texts

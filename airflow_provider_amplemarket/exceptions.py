@@ -1,0 +1,109 @@
+"""
+What can go wrong, as one tree.
+
+::
+
+    AmplemarketError
+    ├── AmplemarketConfigurationError      a setting is wrong; the message names it (also a ValueError)
+    ├── AmplemarketAPIError                the API answered with something else than was asked for
+    │   ├── AmplemarketConnectionError     no answer: refused, timed out, cut
+    │   ├── AuthenticationError            401, 403: the API key is refused
+    │   ├── RecordingNotFoundError         404 for a recording
+    │   ├── RecordingTooLargeError         413 for a recording
+    │   └── RateLimitExceededError         429, with ``retry_after``
+    ├── InvalidRecordingError              a 200 whose body is no whole audio
+    ├── LedgerError                        the quota ledger cannot be trusted, so nothing is sent
+    ├── ArchiveError                       the object storage does not take or give what it should
+    └── ArchiveIncompleteError             the run is over and some recordings are still missing
+
+No message of these ever holds the API key.
+"""
+
+from __future__ import annotations
+
+
+class AmplemarketError(Exception):
+    """Base of every error that this provider raises."""
+
+
+class AmplemarketConfigurationError(AmplemarketError, ValueError):
+    """Say which setting of the connection or the operator to change."""
+
+
+class AmplemarketAPIError(AmplemarketError):
+    """
+    Tell what the API answered instead of what was asked for.
+
+    :param message: what was asked for and what came back.
+    :param status: HTTP status of the answer, None where it is not the status that was wrong.
+    :param code: the API's own ``code``, for example ``not_found``; None where the body has none.
+    :param title: the API's own ``title``.
+    :param detail: the API's own ``detail``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        title: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.title = title
+        self.detail = detail
+
+
+class AmplemarketConnectionError(AmplemarketAPIError):
+    """There was no answer, or not a whole one: refused, timed out, cut."""
+
+
+class AuthenticationError(AmplemarketAPIError):
+    """The API key is refused (401) or may not do this (403)."""
+
+
+class RecordingNotFoundError(AmplemarketAPIError):
+    """The API has no recording for the call (404); also while the audio is still being processed."""
+
+
+class RecordingTooLargeError(AmplemarketAPIError):
+    """The recording is too big for the endpoint (413) and will never come through it."""
+
+
+class RateLimitExceededError(AmplemarketAPIError):
+    """
+    The API refused a request because its limit is reached (429).
+
+    :param retry_after: seconds the API asks to wait, from ``Retry-After``; None where it does not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        code: str | None = None,
+        title: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        super().__init__(message, status=429, code=code, title=title, detail=detail)
+        self.retry_after = retry_after
+
+
+class InvalidRecordingError(AmplemarketError):
+    """The API answered 200, but not with whole audio: cut short, empty, or text where audio should be."""
+
+
+class LedgerError(AmplemarketError):
+    """The quota ledger cannot be read or written, so no request may be sent."""
+
+
+class ArchiveError(AmplemarketError):
+    """The archive cannot be read or written."""
+
+
+class ArchiveIncompleteError(AmplemarketError):
+    """The run is over and recordings of its window are missing; a retry asks for those alone."""

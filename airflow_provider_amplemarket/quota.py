@@ -1,0 +1,354 @@
+"""
+The hourly quota: an exact sliding window that every task of one connection shares.
+
+A *permit* is the right to send one request to the recording endpoint. The *ledger* remembers the permits
+of the last period as the moments they count from, in one Airflow Variable per connection. A permit stands
+in the ledger before its request is sent, at the latest moment at which the API can have counted it; when
+the answer arrives, the entry moves back to that moment. So a task that dies between any two steps leaves
+the ledger too careful, never too generous.
+
+All arithmetic is in :class:`RateLimit` and :class:`LedgerState`: pure, with the time passed in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from airflow.providers.common.compat.sdk import Variable
+
+from airflow_provider_amplemarket.exceptions import LedgerError
+
+log = logging.getLogger(__name__)
+
+VARIABLE_PREFIX = "amplemarket_quota__"
+
+#: Seconds for which a permit may be used after it was written; an older one is given back unused.
+PERMIT_VALIDITY = 30.0
+
+#: How often a read or a write of the ledger is tried, and the pauses in between (seconds).
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+#: So many answers "there is no such Variable" in a row are believed. One is not: Airflow 3 gives the same
+#: answer when its API server merely had a hiccup.
+_NOT_FOUND_BELIEVED = 3
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """
+    So many requests in any period of time.
+
+    :param requests: requests allowed in a period, at least 1.
+    :param period: length of the period in seconds.
+    """
+
+    requests: int
+    period: float
+
+    def __post_init__(self) -> None:
+        if self.requests < 1 or not 0 < self.period < math.inf:
+            raise ValueError(f"not a rate limit: {self.requests} requests in {self.period} s")
+
+    @property
+    def hold(self) -> float:
+        """Seconds that a spent permit is held: the period, and a margin for clocks that do not quite agree."""
+        return self.period + min(1.0, self.period / 100)
+
+    def moments(self, spent: Iterable[float], now: float) -> list[float]:
+        """
+        List the moments, none before ``now``, at which the next ``requests`` permits become free.
+
+        :param spent: the moments that the permits of the last period count from.
+        :param now: the present moment, on the same clock, in seconds.
+        """
+        ends = sorted(moment + self.hold for moment in spent if moment + self.hold > now)
+        free = self.requests - len(ends)
+        return [now] * free + ends if free > 0 else ends[-free:]
+
+    def finish(self, moments: list[float], backlog: int) -> float:
+        """Estimate when the last of ``backlog`` requests can be sent, if nobody else spends permits."""
+        rounds, index = divmod(max(backlog, 1) - 1, self.requests)
+        return moments[index] + rounds * self.hold
+
+    def wake(self, moments: list[float], backlog: int) -> float:
+        """
+        Choose when to come back for permits.
+
+        Not for the first one when a tenth of a period more gives several; not later than ``backlog`` needs.
+        """
+        first = moments[0]
+        useful = moments[: max(1, min(backlog, self.requests))]
+        return max(moment for moment in useful if moment <= first + self.period / 10)
+
+
+@dataclass(frozen=True)
+class LedgerState:
+    """
+    What the ledger says.
+
+    :param spent: for each permit's id the moment it counts from (seconds since the epoch).
+    :param blocked_until: moment before which nothing is sent because the API refused a request; 0 for none.
+    :param refusals: refusals (429) since the last request that was let through.
+    """
+
+    spent: Mapping[str, float] = field(default_factory=dict)
+    blocked_until: float = 0.0
+    refusals: int = 0
+
+    def at(self, now: float, *, limit: RateLimit, horizon: float) -> LedgerState:
+        """
+        Answer the state as it stands at ``now``: without what is over.
+
+        What lies further ahead than an honest writer can put it was written before the clock was set back;
+        it is brought down, so that it is held for one period more at most.
+
+        :param horizon: seconds ahead of ``now`` at which an honest entry can lie.
+        """
+        spent = {
+            permit: min(moment, now + horizon) for permit, moment in self.spent.items() if moment + limit.hold > now
+        }
+        blocked = min(self.blocked_until, now + limit.hold) if self.blocked_until > now else 0.0
+        return LedgerState(spent, blocked, self.refusals)
+
+    def moments(self, limit: RateLimit, now: float) -> list[float]:
+        """List when the next permits become free, none before the end of a block."""
+        return [max(moment, self.blocked_until) for moment in limit.moments(self.spent.values(), now)]
+
+    def grant(self, limit: RateLimit, now: float, wanted: int) -> int:
+        """Answer how many of the ``wanted`` permits may be spent now."""
+        free = sum(moment <= now for moment in self.moments(limit, now))
+        # After a refusal one request goes ahead to see whether the API lets it through.
+        return min(wanted, free, 1) if self.refusals else min(wanted, free)
+
+    def refused(self, limit: RateLimit, now: float, retry_after: float | None) -> LedgerState:
+        """Block further requests: as long as the API asks, else longer with every refusal, at most a period."""
+        if retry_after is None:
+            retry_after = limit.period / limit.requests * 2 ** min(self.refusals, 30)
+        until = now + min(max(retry_after, limit.period / 3600), limit.hold)
+        return replace(self, blocked_until=max(self.blocked_until, until), refusals=self.refusals + 1)
+
+    def dump(self) -> str:
+        """Write the state as JSON."""
+        return json.dumps(
+            {
+                "version": 1,
+                "spent": {permit: round(moment, 3) for permit, moment in self.spent.items()},
+                "blocked_until": round(self.blocked_until, 3),
+                "refusals": self.refusals,
+            }
+        )
+
+    @classmethod
+    def load(cls, text: str) -> LedgerState:
+        """
+        Read the state from JSON.
+
+        :raises ValueError: when the text is not what :meth:`dump` writes.
+        """
+        try:
+            data = json.loads(text)
+            if data["version"] != 1:
+                raise ValueError(f"version {data['version']!r} is not known")
+            state = cls(
+                {str(permit): float(moment) for permit, moment in data["spent"].items()},
+                float(data["blocked_until"]),
+                int(data["refusals"]),
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if not all(math.isfinite(moment) for moment in (*state.spent.values(), state.blocked_until)):
+            raise ValueError("a moment is not finite")
+        return state
+
+
+@dataclass(frozen=True)
+class Permit:
+    """
+    The right to send one request.
+
+    :param id: its entry in the ledger.
+    :param use_before: moment (seconds since the epoch) after which it must be given back instead of used.
+    """
+
+    id: str
+    use_before: float
+
+
+class Store(Protocol):
+    """Where the ledger is kept."""
+
+    def get(self, key: str) -> str | None:
+        """Answer the stored text, None when there is none."""
+
+    def set(self, key: str, text: str) -> None:
+        """Store the text."""
+
+
+class VariableStore:
+    """Keep the ledger in Airflow's Variables, which every worker sees."""
+
+    def get(self, key: str) -> str | None:
+        """Answer the Variable's text, None when Airflow says that there is none."""
+        try:
+            text = Variable.get(key)  # no default: with one, an outage would look like an empty ledger
+        except KeyError:  # Airflow 2
+            return None
+        except Exception as error:
+            kind = getattr(getattr(error, "error", None), "error", None)
+            if getattr(kind, "name", None) == "VARIABLE_NOT_FOUND":  # Airflow 3
+                return None
+            raise
+        return str(text)
+
+    def set(self, key: str, text: str) -> None:
+        """Store the text in the Variable."""
+        Variable.set(key, text, description="Requests to Amplemarket's recording endpoint. Do not edit.")
+
+
+class Ledger:
+    """
+    Hand out permits and remember them where every task sees them.
+
+    One task at a time should use a ledger; the pool sees to that. Where it does not (a pool of the wrong
+    size), entries that another task has overwritten are written again at the next exchange.
+
+    :param conn_id: the connection whose API key the quota belongs to.
+    :param limit: the quota.
+    :param answer_timeout: seconds after sending in which the answer has begun or the request has failed.
+    :param evidence: moments of requests known from elsewhere; they count when the ledger is not there.
+    :param store: where the ledger is kept.
+    :param clock: the time in seconds since the epoch.
+    :param sleep: how to pause between tries.
+    """
+
+    def __init__(
+        self,
+        conn_id: str,
+        limit: RateLimit,
+        *,
+        answer_timeout: float,
+        evidence: Iterable[float] = (),
+        store: Store | None = None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.key = VARIABLE_PREFIX + conn_id
+        self.limit = limit
+        self.clock = clock
+        self._horizon = PERMIT_VALIDITY + answer_timeout
+        self._evidence = tuple(evidence)
+        self._store = store or VariableStore()
+        self._sleep = sleep
+        self._mine: dict[str, float] = {}
+
+    def exchange(
+        self,
+        wanted: int,
+        *,
+        answered: Mapping[Permit, float] | None = None,
+        unused: Iterable[Permit] = (),
+        refusals: Iterable[float | None] = (),
+    ) -> list[Permit]:
+        """
+        Report what became of permits, and take up to ``wanted`` new ones, in one step.
+
+        A permit that is reported neither answered nor unused keeps its careful entry: its request may or
+        may not have reached the API.
+
+        :param wanted: how many permits could be used right now.
+        :param answered: for each permit whose answer has arrived, the moment it did.
+        :param unused: permits whose request was never sent.
+        :param refusals: for each request refused with 429, the ``Retry-After`` in seconds or None.
+        :return: the new permits, fewer than wanted where the quota gives no more.
+        :raises LedgerError: when the ledger cannot be read or written; then nothing may be sent.
+        """
+        answered, unused, refusals = dict(answered or {}), list(unused), list(refusals)
+        self._mine.update({permit.id: moment for permit, moment in answered.items()})
+        for permit in unused:
+            self._mine.pop(permit.id, None)
+        for _ in _PAUSES:
+            now = self.clock()
+            text = self._read()
+            state = self._load(text, now)
+            spent = {**state.spent, **self._mine}
+            for permit in unused:
+                spent.pop(permit.id, None)
+            state = replace(state, spent=spent).at(now, limit=self.limit, horizon=self._horizon)
+            mine = {permit: moment for permit, moment in state.spent.items() if permit in self._mine}
+            if refusals:
+                # Requests that were under way together are refused together: that is one refusal.
+                asked = [seconds for seconds in refusals if seconds is not None]
+                state = state.refused(self.limit, now, max(asked, default=None))
+            elif answered:
+                state = replace(state, refusals=0)
+            granted = state.grant(self.limit, now, wanted)
+            permits = [Permit(uuid.uuid4().hex[:12], now + PERMIT_VALIDITY) for _ in range(granted)]
+            mine |= {permit.id: now + self._horizon for permit in permits}
+            state = replace(state, spent={**state.spent, **mine})
+            if state.dump() != text:
+                self._write(state)
+                if self._read() != state.dump():
+                    log.warning("The quota ledger %s changed while it was written; once more", self.key)
+                    continue
+            self._mine = mine
+            return permits
+        raise LedgerError(
+            f"The quota ledger (Airflow Variable {self.key}) does not keep what is written to it. "
+            "Does a secrets backend or an environment variable set a Variable of that name?"
+        )
+
+    def moments(self) -> list[float]:
+        """List when the next permits become free (seconds since the epoch), sorted."""
+        now = self.clock()
+        state = self._load(self._read(), now).at(now, limit=self.limit, horizon=self._horizon)
+        return state.moments(self.limit, now)
+
+    def _read(self) -> str | None:
+        """Answer the stored text, None once it is certain that there is none."""
+        not_found = 0
+        problem: Exception | None = None
+        for pause in (*_PAUSES, None):
+            try:
+                text = self._store.get(self.key)
+            except Exception as error:
+                problem, not_found = error, 0
+            else:
+                not_found += 1
+                if text is not None or not_found == _NOT_FOUND_BELIEVED:
+                    return text
+            if pause is not None:
+                self._sleep(pause)
+        raise LedgerError(f"The quota ledger (Airflow Variable {self.key}) cannot be read") from problem
+
+    def _load(self, text: str | None, now: float) -> LedgerState:
+        if text is None:
+            return LedgerState({f"evidence-{n}": moment for n, moment in enumerate(self._evidence)})
+        try:
+            return LedgerState.load(text)
+        except ValueError as error:
+            # What was spent is unknown, so it may have been everything.
+            log.warning(
+                "The quota ledger (Airflow Variable %s) is garbled (%s): no request for %.0f s. "
+                "Delete the Variable if the API key was not used in that time.",
+                self.key,
+                error,
+                self.limit.hold,
+            )
+            return LedgerState(blocked_until=now + self.limit.hold)
+
+    def _write(self, state: LedgerState) -> None:
+        for pause in (*_PAUSES, None):
+            try:
+                self._store.set(self.key, state.dump())
+                return
+            except Exception as error:
+                if pause is None:
+                    raise LedgerError(f"The quota ledger (Airflow Variable {self.key}) cannot be written") from error
+            self._sleep(pause)
