@@ -65,12 +65,6 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": CONNECTION_FIELDS,
             }
         ],
-        "plugins": [
-            {
-                "name": "amplemarket",
-                "plugin-class": "airflow_provider_amplemarket.plugin.AmplemarketPlugin",
-            }
-        ],
         "config": {
             "amplemarket": {
                 "description": "Settings of the Amplemarket provider.",

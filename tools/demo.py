@@ -1,0 +1,115 @@
+"""Run the example DAG for a day of calls, and show what it archived."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tests.sandbox import Sandbox
+from tools import home
+
+
+def main() -> int:
+    """Run the demo; 0 only if the archive is right."""
+    home.HOME.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        sandbox: Sandbox | None = None
+        if key := home.API_KEY:
+            url = os.environ.get("AMPLEMARKET_BASE_URL") or "https://api.amplemarket.com"
+            print(f"API        {url}: the real one, with the key of AMPLEMARKET_API_KEY; this spends of its quota")
+        else:
+            sandbox = stack.enter_context(home.make_sandbox())
+            url, key = sandbox.url, home.SANDBOX_KEY
+            print(f"API        {url}: a sandbox with {len(sandbox.calls)} calls of {home.yesterday()}")
+        env = home.environment(home.connection(url, key))
+        home.migrate(env)
+        print(f"Airflow    {_shown(home.HOME)}")
+        began = time.monotonic()
+        home.run("run", ["airflow", "dags", "test", home.DAG_ID], env, watch=_show_wait)
+        print(f"DAG        dags/{home.DAG_ID}.py, run in {time.monotonic() - began:.0f} s\n")
+        results = _results(env)
+        _show(**results)
+        return _verify(results["result"], results["summary"], sandbox)
+
+
+def _results(env: dict[str, str]) -> dict[str, Any]:
+    """Read what the run has pushed."""
+    command = [sys.executable, "-m", "tools.results", home.DAG_ID, home.CONN_ID, str(home.LIMIT), str(home.PERIOD)]
+    done = subprocess.run(command, env=env, cwd=home.CHECKOUT, capture_output=True, text=True)
+    if done.returncode:
+        print(f"\nThe run's result cannot be read:\n{done.stderr[-4000:]}")
+        raise home.StepError("results")
+    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
+def _show(result: list[dict[str, Any]], summary: dict[str, Any], spent: int) -> None:
+    table = [("CALL", "BEGAN", "STATUS", "SIZE", "OBJECT")]
+    for row in result:
+        began = (row["start_date"] or "")[:16].replace("T", " ")
+        target = row["uri"].removeprefix(home.ARCHIVE.as_uri() + "/")
+        table.append((row["call_id"][:8], began, row["status"], f"{row['size']:,}", target))
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
+    for cells in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    counted = {name: summary[name] for name in ("external", "not_selected", "not_found", "too_large")}
+    others = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counted.items() if count)
+    print(f"\nArchived   {summary['stored']} now, {summary['already_stored']} before; {others or 'no others'}")
+    print(
+        f"Quota      {summary['permits_spent']} requests by this run; {spent} of {home.LIMIT} spent in the last "
+        f"{home.PERIOD:g} s, {max(0, home.LIMIT - spent)} left"
+    )
+    if not summary["permits_spent"]:
+        print("           Nothing new was asked for: all of it was in the archive.")
+    print(f"Listen     {_shown(home.ARCHIVE)}/date=*/*.mp3")
+
+
+def _verify(result: list[dict[str, Any]], summary: dict[str, Any], sandbox: Sandbox | None) -> int:
+    """Hold the archive against its sidecars, and against the sandbox where there is one."""
+    problems = []
+    for row in result:
+        path = Path(unquote(urlsplit(row["uri"]).path))
+        audio = path.read_bytes()
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        if not (hashlib.sha256(audio).hexdigest() == sidecar["sha256"] == row["sha256"]):
+            problems.append(f"{path} is not what its sidecar says")
+        if sandbox and audio != sandbox.recording(row["call_id"]):
+            problems.append(f"{path} is not what was served")
+    if sandbox:
+        wanted = {call["id"] for call in sandbox.calls if not call["external"] and call["duration"]}
+        if wanted != {row["call_id"] for row in result}:
+            problems.append("the archive does not have the recordings of just the wanted calls")
+        if len(sandbox.recording_requests()) != summary["stored"]:
+            problems.append("the recording endpoint was asked more often than recordings were archived")
+    for problem in problems:
+        print(f"WRONG      {problem}")
+    if not problems:
+        print(
+            f"Verified   {len(result)} recordings, byte for byte {'as served' if sandbox else 'what their sidecars say'}"
+        )
+    return 1 if problems else 0
+
+
+def _show_wait(line: str) -> None:
+    if "is used up" in line:
+        print("Waiting    " + line[line.index("The quota") :].split(" [")[0].strip())
+
+
+def _shown(path: Path) -> str:
+    """Shorten a path below the checkout."""
+    return str(path.relative_to(home.CHECKOUT)) if path.is_relative_to(home.CHECKOUT) else str(path)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except home.StepError:
+        sys.exit(1)
