@@ -92,9 +92,8 @@ def _verify(result: list[dict[str, Any]], summary: dict[str, Any], sandbox: Sand
     for problem in problems:
         print(f"WRONG      {problem}")
     if not problems:
-        print(
-            f"Verified   {len(result)} recordings, byte for byte {'as served' if sandbox else 'what their sidecars say'}"
-        )
+        against = "as served" if sandbox else "as recorded"
+        print(f"Verified   {len(result)} recordings, byte for byte {against}")
     return 1 if problems else 0
 
 
