@@ -17,4 +17,7 @@ def is_mpeg(head: bytes) -> bool:
 def is_text(head: bytes) -> bool:
     """Tell whether the bytes read as text: no audio does for a kilobyte."""
     text = head.decode("utf-8", errors="replace").removesuffix("\ufffd")
+    # Text in an older encoding has few bytes that are no UTF-8; sound has many.
+    if text.count("\ufffd") > len(text) // 8:
+        return False
     return all(character.isprintable() or character in "\r\n\t\ufeff" for character in text)

@@ -48,12 +48,11 @@ class PoolListener:
 
     @hookimpl
     def on_starting(self, component: object) -> None:
-        """Act where Airflow's database is at hand: for the jobs of the core, not for those of tasks."""
+        """Act where Airflow's database is at hand: in the core's jobs, not in the processes of tasks."""
         # Workers must not, and need not, load Airflow's models.
         job = getattr(sys.modules.get("airflow.jobs.job"), "Job", None)
-        if job is None or not isinstance(component, job) or component.dag_id is not None:
-            return
-        if conf.getboolean("amplemarket", "create_pool", fallback=True):
+        is_core = job is not None and isinstance(component, job)
+        if is_core and conf.getboolean("amplemarket", "create_pool", fallback=True):
             ensure_pool()
 
 

@@ -108,6 +108,13 @@ class _TimeoutAdapter(HTTPAdapter):
         return super().send(request, **kwargs)
 
 
+class _Session(requests.Session):
+    """Follow no redirect of its own accord, nor read the body of one."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
+        return None
+
+
 class AmplemarketHook(BaseHook):
     """
     Talk to Amplemarket's API.
@@ -164,7 +171,7 @@ class AmplemarketHook(BaseHook):
 
     @cached_property
     def _session(self) -> requests.Session:
-        session = requests.Session()
+        session = _Session()
         session.auth = BearerAuth(self.settings.api_key, self.settings.base_url)
         session.headers["User-Agent"] = f"airflow-provider-amplemarket/{__version__}"
         # A compressed body can end early without anyone noticing, or grow without bounds.
@@ -214,11 +221,10 @@ class AmplemarketHook(BaseHook):
                     continue
                 if user_id is not None and call.get("user_id", user_id) != user_id:
                     continue
-                call_id = str(call.get("id"))
-                if call_id in seen:
-                    continue
                 if call.get("id") is not None:
-                    seen.add(call_id)
+                    if str(call["id"]) in seen:
+                        continue
+                    seen.add(str(call["id"]))
                 yield call
             if start is not None and _ends_before(start, starts):
                 return
@@ -290,12 +296,15 @@ class AmplemarketHook(BaseHook):
         base = self.settings.base_url
         if not isinstance(href, str):
             raise AmplemarketAPIError("GET /calls: the link to the next page is no text")
-        if href.startswith("?"):
-            url = f"{base}/calls{href}"
-        elif urlsplit(href).scheme or href.startswith("//"):
-            url = urljoin(base, href)
-        else:
-            url = f"{base}/{href.lstrip('/')}"
+        try:
+            if href.startswith("?"):
+                url = f"{base}/calls{href}"
+            elif urlsplit(href).scheme or href.startswith("//"):
+                url = urljoin(base, href)
+            else:
+                url = f"{base}/{href.lstrip('/')}"
+        except ValueError:
+            raise AmplemarketAPIError("GET /calls: the link to the next page is no address") from None
         # Elsewhere on the host is refused, too: a recording asked for by a link would be an uncounted request.
         if origin(url) != origin(base) or unquote(urlsplit(url).path) != urlsplit(f"{base}/calls").path:
             raise AmplemarketAPIError("GET /calls: the link to the next page leads elsewhere; not followed")
@@ -329,7 +338,7 @@ class AmplemarketHook(BaseHook):
         if len(body) > MAX_PAGE_SIZE:
             raise AmplemarketAPIError(f"GET {path}: the answer is larger than {MAX_PAGE_SIZE} bytes")
         try:
-            data = json.loads(self._redact(body.decode()))
+            data = self._redact(json.loads(body.decode()))
         except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict):
@@ -344,10 +353,13 @@ class AmplemarketHook(BaseHook):
         path = urlsplit(url).path
         try:
             return self._session.get(url, stream=True, allow_redirects=False)
-        except requests.RequestException as error:
-            raise AmplemarketConnectionError(
-                self._redact(f"GET {path}: no answer ({type(error).__name__}: {error})")
-            ) from error
+        except (requests.RequestException, ValueError) as error:
+            if isinstance(error, requests.RequestException):
+                error.request = None  # it carries the key
+            why = type(error).__name__
+            if origin(url) == origin(self.settings.base_url):  # elsewhere, the URL may be signed
+                why += f": {error}"
+            raise AmplemarketConnectionError(self._redact(f"GET {path}: no answer ({why})")) from error
 
     def _follow(self, url: str) -> requests.Response:
         """Answer the 200 for a recording, along redirects; raise for any other status."""
@@ -360,14 +372,21 @@ class AmplemarketHook(BaseHook):
                 location = response.headers.get("Location")
                 if not response.is_redirect or location is None:
                     raise self._error(response)
-            url = urljoin(url, location)
-            target = urlsplit(url)
+            try:
+                url = urljoin(url, location)
+                target = urlsplit(url)
+            except ValueError:
+                raise AmplemarketAPIError(
+                    "GET recording: redirected to what is no address", status=response.status_code
+                ) from None
             if origin(url) == origin(base) and unquote(target.path).rstrip("/").endswith("/recording"):
                 raise AmplemarketAPIError(
                     "GET recording: redirected to the recording endpoint again, which would cost a second permit",
                     status=response.status_code,
                 )
-            if target.scheme != "https" and not (target.scheme == "http" and is_loopback(target.hostname)):
+            # A sandbox on this machine may redirect to this machine; a server elsewhere has no business there.
+            is_local = base.startswith("http:") and target.scheme == "http" and is_loopback(target.hostname)
+            if target.scheme != "https" and not is_local:
                 raise AmplemarketAPIError(
                     "GET recording: redirected to an address that is not HTTPS; not followed",
                     status=response.status_code,
@@ -377,10 +396,12 @@ class AmplemarketHook(BaseHook):
     def _check_header(self, response: requests.Response) -> str:
         content_type = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
         if not content_type.startswith("audio/"):
-            raise InvalidRecordingError(f"the content type is {content_type[:80] or 'missing'}, not audio")
+            shown = self._redact(content_type[:80]) or "missing"
+            raise InvalidRecordingError(f"the content type is {shown}, not audio")
+        transfer = response.headers.get("Transfer-Encoding", "")
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise InvalidRecordingError("the body is compressed though that was not asked for")
-        if "Content-Length" not in response.headers and "Transfer-Encoding" not in response.headers:
+        if "Content-Length" not in response.headers and transfer.strip().lower() != "chunked":
             raise InvalidRecordingError(
                 "the answer has neither a length nor chunks: nothing can show whether it is whole"
             )
@@ -403,7 +424,7 @@ class AmplemarketHook(BaseHook):
                         raise InvalidRecordingError(f"the body does not end within {limit} bytes")
                     if cancelled is not None and cancelled():
                         raise InvalidRecordingError(f"the download was cancelled after {size} bytes")
-                    head = head or chunk[:1024]
+                    head += chunk[: max(0, 1024 - len(head))]
                     digest.update(chunk)
                     file.write(chunk)
             except requests.RequestException as error:
@@ -423,7 +444,8 @@ class AmplemarketHook(BaseHook):
         status = response.status_code
         if origin(response.url) != origin(self.settings.base_url):
             # Another host's 403 or 404 says nothing of the API key or of the call.
-            return AmplemarketAPIError(f"GET recording: redirected to {split.hostname}, which answered {status}")
+            host = self._redact(split.hostname)
+            return AmplemarketAPIError(f"GET recording: redirected to {host}, which answered {status}")
         fields = self._error_fields(response)
         told = ": ".join(text for text in (fields["code"], fields["detail"] or fields["title"]) if text)
         message = f"GET {split.path} answered {status}" + (f" ({told})" if told else "")
@@ -443,7 +465,7 @@ class AmplemarketHook(BaseHook):
         error: Any = None
         if response.headers.get("Content-Encoding", "identity") == "identity":
             try:
-                error = json.loads(self._redact(self._read_up_to(response, 65536).decode()))["_errors"][0]
+                error = self._redact(json.loads(self._read_up_to(response, 65536).decode()))["_errors"][0]
             except (AmplemarketAPIError, ValueError, LookupError, TypeError, RecursionError):
                 error = None
         texts = error if isinstance(error, dict) else {}
@@ -466,9 +488,15 @@ class AmplemarketHook(BaseHook):
             ) from error
         return bytes(body)
 
-    def _redact(self, text: str) -> str:
-        """Take the API key out of what others wrote, in case they echo it."""
-        return text.replace(self.settings.api_key, "***")
+    def _redact(self, value: Any) -> Any:
+        """Take the API key out of what others wrote, in case they echo it; JSON may have escaped it."""
+        if isinstance(value, str):
+            return value.replace(self.settings.api_key, "***")
+        if isinstance(value, list):
+            return [self._redact(item) for item in value]
+        if isinstance(value, dict):
+            return {self._redact(name): self._redact(item) for name, item in value.items()}
+        return value
 
 
 def _iso(moment: datetime) -> str:
@@ -481,7 +509,7 @@ def _ends_before(start: datetime, starts: list[pendulum.DateTime | None]) -> boo
     if not moments or len(moments) < len(starts):
         return False
     # On a page that ascends the newest calls are still to come.
-    return max(moments) < start and moments[0] >= moments[-1]
+    return max(moments) < start and moments[0] > moments[-1]
 
 
 def _retry_after(response: requests.Response) -> float | None:
