@@ -132,11 +132,7 @@ class Archive:
         if not wanted:
             return {}
         sizes = self._list("")
-        places: dict[str, Place] = {}
-        for key in sizes:
-            found = self.layout.find(key)
-            if found and found[0] in wanted:
-                places[found[0]] = found[1]
+        places = self.layout.find(wanted, sizes)
         entries = self._entries(list(places.values()), sizes)
         return {call_id: entries[place.audio] for call_id, place in places.items()}
 

@@ -21,15 +21,11 @@ def is_plain_id(value: object) -> bool:
 def start_of(call: Call) -> pendulum.DateTime | None:
     """Answer the call's ``start_date`` in UTC, None where it is missing or no ISO 8601 moment."""
     value = call.get("start_date")
-    if not isinstance(value, str) or len(value) > 64:
+    # pendulum takes "now" and a bare time for moments of today.
+    if not isinstance(value, str) or len(value) > 64 or not re.match(r"\d{4}", value):
         return None
     try:
         moment = pendulum.parse(value)
-    except (ValueError, OverflowError):
-        return None
-    if not isinstance(moment, pendulum.DateTime):
-        return None
-    try:
-        return moment.in_timezone("UTC")
-    except (ValueError, OverflowError):
+        return moment.in_timezone("UTC") if isinstance(moment, pendulum.DateTime) else None
+    except (OverflowError, TypeError, ValueError):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Place:
 
 class Layout:
     """
-    Give every call its place, and find a call's place among the keys that are there.
+    Give every call its place, and find places among the keys that are there.
 
     :param key: a format string over the fields of a call, ``start_date`` being a datetime in UTC. It must
         contain ``{id}``. Of the other fields' values what is not plain is replaced by ``_``, and a missing one
@@ -75,9 +76,16 @@ class Layout:
         """Answer where a recording lies that was archived before the call's date was known."""
         return self._undated.place(call)
 
-    def find(self, audio: str) -> tuple[str, Place] | None:
-        """Answer the call id and the place that a key belongs to; None where it is no recording's key."""
-        return self._undated.match(audio) or self._dated.match(audio)
+    def find(self, call_ids: Iterable[str], keys: Iterable[str]) -> dict[str, Place]:
+        """Answer the places of those calls whose audio is among the keys."""
+        ids = "|".join(map(re.escape, call_ids))
+        patterns = [(template, re.compile(template.pattern(ids))) for template in (self._undated, self._dated)]
+        found: dict[str, Place] = {}
+        for key in keys:
+            for template, pattern in patterns:
+                if match := pattern.fullmatch(key):
+                    found[match["id"]] = template.place_of(key, key[: match.start("id")])
+        return found
 
 
 class _Template:
@@ -86,15 +94,6 @@ class _Template:
         self._parts = self._parse()
         suffix = re.search(r"\.[A-Za-z0-9]+$", self._parts[-1][0]) if self._parts[-1][1] is None else None
         self._suffix = suffix.group() if suffix else ""
-        pattern, ids = "", 0
-        for literal, name, _ in self._parts:
-            pattern += re.escape(literal)
-            if name == "id":
-                pattern += "(?P=id)" if ids else "(?P<id>[A-Za-z0-9_-]{1,128})"
-                ids += 1
-            elif name is not None:
-                pattern += ".*?"
-        self._pattern = re.compile(pattern)
         example = self.place(_EXAMPLE).audio
         if self._suffix.lower() == ".json":
             raise self._wrong("what ends in .json are the sidecars")
@@ -104,24 +103,31 @@ class _Template:
     def place(self, call: Call) -> Place:
         if not is_plain_id(call.get("id")):
             raise ValueError("a call whose id is not a plain token has no place in the archive")
-        audio, before_id = "", ""
+        audio, before_id = "", None
         for literal, name, spec in self._parts:
             audio += literal
             if name == "id":
-                before_id = before_id or audio
+                before_id = audio if before_id is None else before_id
                 audio += call["id"]
             elif name == "start_date" and (start := start_of(call)) is not None:
                 audio += format(start, spec) if spec else start.isoformat()
             elif name is not None:
                 audio += _plain(call.get(name))
-        return self._place(audio, before_id)
+        return self.place_of(audio, before_id or "")
 
-    def match(self, audio: str) -> tuple[str, Place] | None:
-        match = self._pattern.fullmatch(audio)
-        return (match["id"], self._place(audio, audio[: match.start("id")])) if match else None
-
-    def _place(self, audio: str, before_id: str) -> Place:
+    def place_of(self, audio: str, before_id: str) -> Place:
         return Place(audio, audio.removesuffix(self._suffix) + ".json", before_id.rpartition("/")[0])
+
+    def pattern(self, ids: str) -> str:
+        """Write the pattern of the keys of some ids, themselves given as a pattern."""
+        pattern, group = "", f"(?P<id>{ids})"
+        for literal, name, _ in self._parts:
+            pattern += re.escape(literal)
+            if name == "id":
+                pattern, group = pattern + group, "(?P=id)"
+            elif name is not None:
+                pattern += ".*?"
+        return pattern
 
     def _parse(self) -> list[tuple[str, str | None, str]]:
         try:

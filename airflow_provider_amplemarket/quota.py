@@ -12,6 +12,7 @@ All arithmetic is in :class:`RateLimit` and :class:`LedgerState`: pure, with the
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 import math
@@ -74,8 +75,10 @@ class RateLimit:
 
     def finish(self, moments: list[float], backlog: int) -> float:
         """Estimate when the last of ``backlog`` requests can be sent, if nobody else spends permits."""
-        rounds, index = divmod(max(backlog, 1) - 1, self.requests)
-        return moments[index] + rounds * self.hold
+        ahead = sorted(moments)
+        for _ in range(backlog - 1):
+            heapq.heapreplace(ahead, ahead[0] + self.hold)
+        return ahead[0]
 
     def wake(self, moments: list[float], backlog: int) -> float:
         """
@@ -114,7 +117,7 @@ class LedgerState:
         spent = {
             permit: min(moment, now + horizon) for permit, moment in self.spent.items() if moment + limit.hold > now
         }
-        blocked = min(self.blocked_until, now + limit.hold) if self.blocked_until > now else 0.0
+        blocked = min(self.blocked_until, now + horizon + limit.hold) if self.blocked_until > now else 0.0
         return LedgerState(spent, blocked, self.refusals)
 
     def moments(self, limit: RateLimit, now: float) -> list[float]:
@@ -161,7 +164,7 @@ class LedgerState:
                 float(data["blocked_until"]),
                 int(data["refusals"]),
             )
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         if not all(math.isfinite(moment) for moment in (*state.spent.values(), state.blocked_until)):
             raise ValueError("a moment is not finite")
@@ -271,8 +274,6 @@ class Ledger:
         """
         answered, unused, refusals = dict(answered or {}), list(unused), list(refusals)
         self._mine.update({permit.id: moment for permit, moment in answered.items()})
-        for permit in unused:
-            self._mine.pop(permit.id, None)
         for _ in _PAUSES:
             now = self.clock()
             text = self._read()
@@ -281,7 +282,8 @@ class Ledger:
             for permit in unused:
                 spent.pop(permit.id, None)
             state = replace(state, spent=spent).at(now, limit=self.limit, horizon=self._horizon)
-            mine = {permit: moment for permit, moment in state.spent.items() if permit in self._mine}
+            # A living task does not lower its own entries: it knows by which clock they were written.
+            mine = {permit: moment for permit, moment in self._mine.items() if permit in state.spent}
             if refusals:
                 # Requests that were under way together are refused together: that is one refusal.
                 asked = [seconds for seconds in refusals if seconds is not None]
@@ -314,7 +316,7 @@ class Ledger:
         """Answer the stored text, None once it is certain that there is none."""
         not_found = 0
         problem: Exception | None = None
-        for pause in (*_PAUSES, None):
+        for pause in (*_PAUSES, 0.0):
             try:
                 text = self._store.get(self.key)
             except Exception as error:
@@ -323,8 +325,7 @@ class Ledger:
                 not_found += 1
                 if text is not None or not_found == _NOT_FOUND_BELIEVED:
                     return text
-            if pause is not None:
-                self._sleep(pause)
+            self._sleep(pause)
         raise LedgerError(f"The quota ledger (Airflow Variable {self.key}) cannot be read") from problem
 
     def _load(self, text: str | None, now: float) -> LedgerState:
@@ -333,22 +334,24 @@ class Ledger:
         try:
             return LedgerState.load(text)
         except ValueError as error:
-            # What was spent is unknown, so it may have been everything.
+            # What was spent is unknown, so it may have been everything, and a moment ago.
+            pause = self._horizon + self.limit.hold
             log.warning(
                 "The quota ledger (Airflow Variable %s) is garbled (%s): no request for %.0f s. "
                 "Delete the Variable if the API key was not used in that time.",
                 self.key,
                 error,
-                self.limit.hold,
+                pause,
             )
-            return LedgerState(blocked_until=now + self.limit.hold)
+            return LedgerState(blocked_until=now + pause)
 
     def _write(self, state: LedgerState) -> None:
-        for pause in (*_PAUSES, None):
+        problem: Exception | None = None
+        for pause in (*_PAUSES, 0.0):
             try:
                 self._store.set(self.key, state.dump())
                 return
             except Exception as error:
-                if pause is None:
-                    raise LedgerError(f"The quota ledger (Airflow Variable {self.key}) cannot be written") from error
+                problem = error
             self._sleep(pause)
+        raise LedgerError(f"The quota ledger (Airflow Variable {self.key}) cannot be written") from problem

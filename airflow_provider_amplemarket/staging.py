@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_LOCK = "lock"
+_LOCK = ".amplemarket-staging.lock"
 
 
 @contextmanager
@@ -46,6 +46,11 @@ def _make(parent: Path) -> tuple[Path, int]:
 
 
 def _sweep(parent: Path) -> None:
+    if parent.is_symlink():
+        raise OSError(f"{parent} is a link, so it is none of ours")
+    for path in parent.glob("*"):
+        with suppress(OSError):
+            path.rmdir()  # its task died before it had a lock
     for path in parent.glob(f"*/{_LOCK}"):
         with suppress(OSError):
             lock = os.open(path, os.O_RDWR)

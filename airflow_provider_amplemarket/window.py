@@ -57,7 +57,10 @@ def resolve(context: Mapping[str, Any], *, start: Any, end: Any, lookback: timed
         if is_scheduled or not has_interval:
             previous = _moment(context.get("prev_data_interval_end_success"))
             first = min(first, previous) if previous else first
-    window = Window(first - lookback, last)
+    try:
+        window = Window(first - lookback, last)
+    except OverflowError:
+        raise AmplemarketConfigurationError(f"lookback={lookback} before {first} is before the first year") from None
     if window.start >= window.end:
         raise AmplemarketConfigurationError(f"The window {window} is empty; change start, end or lookback")
     return window
@@ -69,11 +72,11 @@ def _read(name: str, value: Any) -> pendulum.DateTime | None:
         return None
     try:
         moment = pendulum.parse(value.strip()) if isinstance(value, str) else pendulum.instance(value)
+        if isinstance(moment, pendulum.DateTime):
+            return moment.in_timezone("UTC")
     except (AttributeError, TypeError, ValueError, OverflowError):
-        moment = None
-    if not isinstance(moment, pendulum.DateTime):
-        raise AmplemarketConfigurationError(f"{name}={value!r} is no moment, like 2026-11-20T00:00:00Z")
-    return moment.in_timezone("UTC")
+        pass
+    raise AmplemarketConfigurationError(f"{name}={value!r} is no moment, like 2026-11-20T00:00:00Z")
 
 
 def _moment(value: datetime | None) -> pendulum.DateTime | None:

@@ -1,0 +1,282 @@
+"""What a run has to do follows from the archive alone, so that a resume, a retry and a backfill agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pendulum
+import pytest
+
+from airflow_provider_amplemarket.archive import Entry
+from airflow_provider_amplemarket.layout import Place
+from airflow_provider_amplemarket.plan import (
+    ALREADY_STORED,
+    DELETED,
+    EXTERNAL,
+    FAILED,
+    MISSING,
+    NOT_FOUND,
+    NOT_SELECTED,
+    STATUSES,
+    STORED,
+    TOO_LARGE,
+    Attempt,
+    Item,
+    Plan,
+    decide,
+)
+
+NOW = pendulum.datetime(2026, 11, 23, 12)
+PLACE = Place("a.mp3", "a.json", "")
+FIRST_TRY = Attempt("dag", "task", "run-1", -1, max_tries=2, try_number=1)
+RETRY = replace(FIRST_TRY, try_number=2)
+CLEARED = replace(FIRST_TRY, max_tries=3, try_number=2)
+OTHERS = {
+    "another DAG": replace(FIRST_TRY, dag_id="other"),
+    "another task": replace(FIRST_TRY, task_id="other"),
+    "another run": replace(FIRST_TRY, run_id="run-0"),
+    "another map index": replace(FIRST_TRY, map_index=0),
+    "before it was cleared": replace(FIRST_TRY, max_tries=1),
+}
+others = pytest.mark.parametrize("writer", OTHERS.values(), ids=OTHERS.keys())
+
+
+def record(status: str, writer: Attempt = FIRST_TRY, **fields: Any) -> dict[str, Any]:
+    """Make a sidecar as an attempt writes it."""
+    return {"status": status, **asdict(writer), **({"size": 9} if status == STORED else {}), **fields}
+
+
+def item(
+    sidecar: Mapping[str, Any] | None, size: int | None = None, start: str | None = "2026-11-20T00:00:00Z"
+) -> Item:
+    if sidecar is not None and sidecar["status"] == STORED and size is None:
+        size = 9
+    return Item({"id": "a", "start_date": start}, Entry(PLACE, size, sidecar))
+
+
+def decided(of: Item, attempt: Attempt = FIRST_TRY, *, overwrite: bool = False, days: float = 2) -> str:
+    return decide(of, attempt, overwrite=overwrite, not_found_for=timedelta(days=days), now=NOW)
+
+
+# --- Who asks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("map_index", "known"), [(None, -1), (-1, -1), (3, 3)])
+def test_an_attempt_is_read_from_the_context(map_index: int | None, known: int) -> None:
+    ti = SimpleNamespace(
+        dag_id="dag", task_id="task", run_id="run-1", map_index=map_index, max_tries=2, try_number=1, hostname="h"
+    )
+    assert Attempt.of({"ti": ti}) == replace(FIRST_TRY, map_index=known)
+
+
+def test_a_retry_made_what_an_earlier_try_made_but_not_in_this_try() -> None:
+    assert RETRY.made(record(STORED))
+    assert not RETRY.made(record(STORED), this_try=True)
+    assert RETRY.made(record(STORED, RETRY), this_try=True)
+
+
+@others
+def test_an_attempt_did_not_make_what_others_made(writer: Attempt) -> None:
+    assert not FIRST_TRY.made(record(STORED, writer))
+    assert not FIRST_TRY.made({})
+
+
+# --- What is with a call --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("size", [None, 0, 9])
+def test_without_sidecar_a_recording_is_missing(size: int | None, overwrite: bool) -> None:
+    assert decided(item(None, size), overwrite=overwrite) == MISSING
+
+
+@pytest.mark.parametrize("attempt", [FIRST_TRY, RETRY])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_this_run_stored_is_stored_also_after_a_retry(attempt: Attempt, overwrite: bool) -> None:
+    assert decided(item(record(STORED)), attempt, overwrite=overwrite) == STORED
+
+
+@others
+def test_what_others_stored_is_stored_already_and_asked_for_only_to_overwrite_it(writer: Attempt) -> None:
+    assert decided(item(record(STORED, writer))) == ALREADY_STORED
+    assert decided(item(record(STORED, writer)), overwrite=True) == MISSING
+
+
+@pytest.mark.parametrize("writer", [FIRST_TRY, OTHERS["another run"]])
+@pytest.mark.parametrize("size", [0, 8, 10])
+def test_audio_that_is_not_what_the_sidecar_says_is_missing(size: int, writer: Attempt) -> None:
+    assert decided(item(record(STORED, writer), size)) == MISSING
+
+
+@pytest.mark.parametrize("writer", [FIRST_TRY, OTHERS["another run"]])
+def test_a_sidecar_whose_audio_is_gone_is_missing(writer: Attempt) -> None:
+    gone = Item({"id": "a"}, Entry(PLACE, None, record(STORED, writer)))
+    assert decided(gone) == MISSING
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("size", [None, 9])
+def test_what_was_deleted_for_good_is_never_asked_for(size: int | None, overwrite: bool) -> None:
+    assert decided(item(record(DELETED), size), overwrite=overwrite) == DELETED
+    assert decided(item({"status": DELETED}, size), overwrite=overwrite) == DELETED
+
+
+@pytest.mark.parametrize("attempt", [FIRST_TRY, RETRY])
+@pytest.mark.parametrize("status", [NOT_FOUND, TOO_LARGE])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_this_run_did_not_get_is_not_asked_for_twice(attempt: Attempt, status: str, overwrite: bool) -> None:
+    assert decided(item(record(status)), attempt, overwrite=overwrite) == status
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_failed_in_this_try_is_left_for_the_next_one(overwrite: bool) -> None:
+    assert decided(item(record(FAILED)), overwrite=overwrite) == FAILED
+    assert decided(item(record(FAILED)), RETRY, overwrite=overwrite) == MISSING
+    assert decided(item(record(FAILED)), CLEARED, overwrite=overwrite) == MISSING
+
+
+@others
+def test_what_failed_for_others_is_asked_for(writer: Attempt) -> None:
+    assert decided(item(record(FAILED, writer))) == MISSING
+
+
+@others
+def test_too_large_is_final_but_for_overwriting(writer: Attempt) -> None:
+    assert decided(item(record(TOO_LARGE, writer))) == TOO_LARGE
+    assert decided(item(record(TOO_LARGE, writer)), overwrite=True) == MISSING
+
+
+@others
+def test_not_found_is_asked_for_again_until_the_call_is_old(writer: Attempt) -> None:
+    call = item(record(NOT_FOUND, writer), start="2026-11-20T12:00:00Z")
+    assert decided(call, days=3) == MISSING
+    assert decided(call, days=2.999) == NOT_FOUND
+    assert decided(call, days=0) == NOT_FOUND
+    assert decided(call, days=0, overwrite=True) == MISSING
+
+
+@pytest.mark.parametrize(
+    ("first_requested_at", "status"),
+    [("2026-11-20T12:00:00+00:00", NOT_FOUND), ("2026-11-22T12:00:00+00:00", MISSING), (None, MISSING), ("x", MISSING)],
+)
+def test_an_undated_call_is_old_after_its_first_request(first_requested_at: str | None, status: str) -> None:
+    sidecar = record(NOT_FOUND, OTHERS["another run"], first_requested_at=first_requested_at)
+    assert decided(item(sidecar, start=None)) == status
+
+
+def test_the_sidecar_knows_the_start_that_the_list_does_not() -> None:
+    sidecar = record(NOT_FOUND, OTHERS["another run"], start_date="2026-11-20T12:00:00+00:00")
+    undated = Item({"id": "a"}, Entry(PLACE, None, sidecar))
+    assert undated.start == pendulum.datetime(2026, 11, 20, 12)
+    assert decided(undated) == NOT_FOUND
+
+
+@pytest.mark.parametrize("status", ["", "else", None, 7, ["stored"]])
+def test_a_status_that_is_not_known_is_missing(status: Any) -> None:
+    assert decided(item({"status": status})) == MISSING
+    assert decided(item(record(status))) == MISSING
+
+
+@pytest.mark.parametrize(("status", "then"), [(FAILED, MISSING), (NOT_FOUND, NOT_FOUND), (TOO_LARGE, TOO_LARGE)])
+def test_overwriting_that_did_not_succeed_is_not_tried_again_by_this_try(status: str, then: str) -> None:
+    stored = item(record(STORED, OTHERS["another run"], overwrite=record(status)))
+    assert stored.last_record == record(status)
+    assert decided(stored, overwrite=True) == status
+    assert decided(stored, RETRY, overwrite=True) == then
+    assert decided(stored) == ALREADY_STORED
+
+
+@others
+def test_overwriting_that_did_not_succeed_for_others_is_tried(writer: Attempt) -> None:
+    stored = item(record(STORED, FIRST_TRY, overwrite=record(NOT_FOUND, writer)))
+    assert decided(stored, overwrite=True) == MISSING
+    assert decided(stored) == STORED
+
+
+@pytest.mark.parametrize("odd", [None, "not_found", 7, [1]])
+def test_an_odd_overwrite_field_is_ignored(odd: Any) -> None:
+    sidecar = record(STORED, overwrite=odd)
+    assert item(sidecar).last_record is sidecar
+
+
+def test_without_sidecar_there_is_no_last_record() -> None:
+    assert item(None).last_record is None
+
+
+# --- The plan -------------------------------------------------------------------------------------------------------
+
+
+def call(call_id: str, start: str | None, **fields: Any) -> Item:
+    return Item({"id": call_id, "start_date": start}, Entry(PLACE, None, fields or None))
+
+
+def test_what_is_to_be_done_comes_oldest_first_and_undated_last() -> None:
+    plan = Plan()
+    rows = {
+        "late": "2026-11-20T10:00:00Z",
+        "undated-b": None,
+        "early": "2026-11-20T10:30:00+02:00",
+        "b": "2026-11-19T00:00:00Z",
+        "undated-a": "soon",
+        "a": "2026-11-19T00:00:00Z",
+    }
+    for call_id, start in rows.items():
+        plan.set(call(call_id, start), MISSING)
+    plan.set(call("done", "2026-11-18T00:00:00Z"), STORED)
+    undated = ["undated-a", "undated-b"]
+    assert [found.call_id for found in plan.having(MISSING)] == ["a", "b", "early", "late", *undated]
+    assert [found.call_id for found in plan.having(MISSING, STORED)] == ["done", "a", "b", "early", "late", *undated]
+    assert plan.having(FAILED) == []
+    assert plan.having() == []
+
+
+def test_fractions_of_a_second_do_not_disturb_the_order() -> None:
+    plan = Plan()
+    for call_id, start in {"c": "10:00:01Z", "b": "10:00:00.5Z", "a": "10:00:00Z"}.items():
+        plan.set(call(call_id, f"2026-11-20T{start}"), MISSING)
+    assert [found.call_id for found in plan.having(MISSING)] == ["a", "b", "c"]
+
+
+def test_the_last_status_of_a_call_counts() -> None:
+    plan = Plan()
+    plan.set(call("a", None), MISSING)
+    done = call("a", None, status=STORED)
+    plan.set(done, STORED)
+    assert plan.having(MISSING) == []
+    assert plan.having(STORED) == [done]
+
+
+def test_every_call_is_counted_once_and_every_status_is_named() -> None:
+    plan = Plan(others=Counter({EXTERNAL: 3, NOT_SELECTED: 2}), hopeless={"../x": "its id is not a plain token"})
+    for number, status in enumerate([STORED, STORED, ALREADY_STORED, NOT_FOUND, TOO_LARGE, DELETED, FAILED, MISSING]):
+        plan.set(call(str(number), None), status)
+    assert plan.counts() == {
+        STORED: 2,
+        ALREADY_STORED: 1,
+        NOT_FOUND: 1,
+        TOO_LARGE: 1,
+        EXTERNAL: 3,
+        NOT_SELECTED: 2,
+        DELETED: 1,
+        FAILED: 2,
+    }
+    assert Plan().counts() == dict.fromkeys(STATUSES, 0)
+
+
+def test_failures_come_with_their_reasons() -> None:
+    plan = Plan(hopeless={"../x": "its id is not a plain token"})
+    plan.set(call("new", None, status=FAILED, error="the body is empty"), FAILED)
+    plan.set(call("old", None, status=STORED, overwrite={"status": FAILED, "error": "answered 500"}), FAILED)
+    plan.set(call("gone", None, status=NOT_FOUND, error="answered 404"), NOT_FOUND)
+    plan.set(call("bare", None), FAILED)
+    assert plan.failures() == {
+        "../x": "its id is not a plain token",
+        "new": "the body is empty",
+        "old": "answered 500",
+        "bare": "None",
+    }
