@@ -61,6 +61,11 @@ class Entry:
         )
 
     @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to do about it, ever: it is stored, or was removed for good."""
+        return self.is_stored or (self.record is not None and self.record.get("status") == "deleted")
+
+    @property
     def is_uncommitted(self) -> bool:
         """Whether the audio was published, which is always whole, but its writer died before the sidecar."""
         return bool(self.size) and (self.record is None or self.record.get("status") in ("not_found", "failed"))
@@ -133,8 +138,11 @@ class Archive:
             return {}
         sizes = self._list("")
         places = self.layout.find(wanted, sizes)
-        entries = self._entries(list(places.values()), sizes)
-        return {call_id: entries[place.audio] for call_id, place in places.items()}
+        entries = self._entries([place for some in places.values() for place in some], sizes)
+        return {
+            call_id: max((entries[place.audio] for place in some), key=lambda entry: entry.is_settled)
+            for call_id, some in places.items()
+        }
 
     def check_writable(self) -> None:
         """
@@ -228,7 +236,8 @@ class Archive:
             raise ArchiveError(
                 f"{self.uri(folder) if folder else self.path} could not be listed ({type(error).__name__}: {error})"
             ) from error
-        return {name.removeprefix(f"{self._root}/"): int(info["size"] or 0) for name, info in found.items()}
+        sizes = {name.removeprefix(f"{self._root}/"): int(info["size"] or 0) for name, info in found.items()}
+        return {key: size for key, size in sizes.items() if STAGING not in key.split("/")}
 
     def _full(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root

@@ -17,6 +17,7 @@ from airflow_provider_amplemarket.archive import Archive, Entry
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConnectionError,
+    AmplemarketError,
     AuthenticationError,
     InvalidRecordingError,
     RateLimitExceededError,
@@ -139,6 +140,10 @@ class Downloads:
                 outcome = future.result()
                 outcomes.append((running.pop(future), outcome))
                 self._note(plan, outcome)
+                if not outcome.sent:
+                    queue.appendleft(outcome.item)
+            if self.cancel.is_set():
+                self._end(AmplemarketError("The task was told to stop"))
         if self._fatal is not None:
             raise self._fatal
 
@@ -157,6 +162,8 @@ class Downloads:
         plan.set(item, outcome.status)
         if outcome.status == STORED:
             log.info("Archived %s (%d bytes)", self.archive.uri(item.entry.place.audio), item.entry.size)
+            if not (item.entry.record or {}).get("is_mpeg"):
+                log.warning("The recording of call %s does not begin like MPEG audio; it is as served", item.call_id)
         elif outcome.status != MISSING:
             log.warning("Call %s is %s: %s", item.call_id, outcome.status, error)
         if isinstance(error, RateLimitExceededError):
@@ -168,10 +175,8 @@ class Downloads:
             self._stop.set()
         elif error is not None and outcome.status == MISSING:
             self._end(error)
-        is_outage = isinstance(error, AmplemarketAPIError) and (
-            isinstance(error, AmplemarketConnectionError) or (error.status or 0) >= 500
-        )
-        self._outage = self._outage + 1 if is_outage else self._outage * (not outcome.sent)
+        if outcome.sent:
+            self._outage = self._outage + 1 if _is_outage(error) else 0
         if self._outage >= OUTAGE:
             self._end(AmplemarketAPIError(f"{OUTAGE} requests in a row failed, the last one with: {error}"))
 
@@ -194,23 +199,27 @@ class Downloads:
             entry = self._store(item, recording, target, directory)
             return _Outcome(Item(item.call, entry), STORED, answered_at)
         except (RateLimitExceededError, AuthenticationError) as error:
+            # Here, not in _note: this thread would take the next request before the outcome is noted.
+            self._stop.set()
             return _Outcome(item, MISSING, clock(), error=error)
         except (AmplemarketAPIError, InvalidRecordingError) as error:
             # Where no answer came, the API may still count the request: the permit keeps its careful entry.
             answered_at = None if isinstance(error, AmplemarketConnectionError) else clock()
+            if self.cancel.is_set():
+                return _Outcome(item, MISSING, answered_at)
             status = _STATUSES.get(type(error), FAILED)
             try:
                 entry = self._record_failure(item, status, error, requested_at, directory)
             except Exception as fault:
+                self._stop.set()
                 return _Outcome(item, MISSING, answered_at, error=fault)
             return _Outcome(Item(item.call, entry), status, answered_at, error=error)
         except Exception as error:
+            self._stop.set()
             return _Outcome(item, MISSING, answered_at, error=error)
 
     def _store(self, item: Item, recording: Recording, target: Path, directory: Path) -> Entry:
         place = item.entry.place
-        if not recording.is_mpeg:
-            log.warning("The recording of call %s does not begin like MPEG audio; archived as served", item.call_id)
         self.archive.publish(target, place.audio, recording.content_type)
         target.unlink(missing_ok=True)
         record = self._record(
@@ -260,3 +269,10 @@ class Downloads:
         }
         texts = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in record.items()}
         return {**texts, "call": dict(item.call)} if self.is_full else texts
+
+
+def _is_outage(error: Exception | None) -> bool:
+    """Tell whether the API, not the recording, is what is wrong."""
+    return isinstance(error, AmplemarketConnectionError) or (
+        isinstance(error, AmplemarketAPIError) and (error.status or 0) >= 500
+    )

@@ -76,15 +76,18 @@ class Layout:
         """Answer where a recording lies that was archived before the call's date was known."""
         return self._undated.place(call)
 
-    def find(self, call_ids: Iterable[str], keys: Iterable[str]) -> dict[str, Place]:
-        """Answer the places of those calls whose audio is among the keys."""
+    def find(self, call_ids: Iterable[str], keys: Iterable[str]) -> dict[str, list[Place]]:
+        """Answer the places of those calls whose audio or sidecar is among the keys."""
         ids = "|".join(map(re.escape, call_ids))
         patterns = [(template, re.compile(template.pattern(ids))) for template in (self._undated, self._dated)]
-        found: dict[str, Place] = {}
+        found: dict[str, list[Place]] = {}
         for key in keys:
             for template, pattern in patterns:
-                if match := pattern.fullmatch(key):
-                    found[match["id"]] = template.place_of(key, key[: match.start("id")])
+                audio = key.removesuffix(".json") + template.suffix if key.endswith(".json") else key
+                if match := pattern.fullmatch(audio):
+                    place = template.place_of(audio, audio[: match.start("id")])
+                    if place not in (places := found.setdefault(match["id"], [])):
+                        places.append(place)
         return found
 
 
@@ -93,9 +96,9 @@ class _Template:
         self._key = key
         self._parts = self._parse()
         suffix = re.search(r"\.[A-Za-z0-9]+$", self._parts[-1][0]) if self._parts[-1][1] is None else None
-        self._suffix = suffix.group() if suffix else ""
+        self.suffix = suffix.group() if suffix else ""
         example = self.place(_EXAMPLE).audio
-        if self._suffix.lower() == ".json":
+        if self.suffix.lower() == ".json":
             raise self._wrong("what ends in .json are the sidecars")
         if any(part in ("", ".", "..") for part in example.split("/")) or re.search(r"[\x00-\x1f\\]", example):
             raise self._wrong(f"it gives {example!r}, which is no relative path")
@@ -116,7 +119,7 @@ class _Template:
         return self.place_of(audio, before_id or "")
 
     def place_of(self, audio: str, before_id: str) -> Place:
-        return Place(audio, audio.removesuffix(self._suffix) + ".json", before_id.rpartition("/")[0])
+        return Place(audio, audio.removesuffix(self.suffix) + ".json", before_id.rpartition("/")[0])
 
     def pattern(self, ids: str) -> str:
         """Write the pattern of the keys of some ids, themselves given as a pattern."""

@@ -75,7 +75,7 @@ def test_the_place_before_the_date_was_known_is_known() -> None:
 def test_a_key_is_made_of_the_call_s_fields(key: str, audio: str, sidecar: str, folder: str) -> None:
     place = Layout(key).place(CALL)
     assert place == Place(audio, sidecar, folder)
-    assert Layout(key).find([ID], [audio]) == {ID: place}
+    assert Layout(key).find([ID], [audio]) == {ID: [place]}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,6 @@ def test_the_known_fields_are_named_where_a_field_is_unknown() -> None:
         "",
         ID,
         f"{ID}.mp3",
-        f"date=2026-11-20/{ID}.json",
         f"date=2026-11-20/{ID}.mp3.part",
         "date=2026-11-20/a.b.mp3",
         "date=2026-11-20/.mp3",
@@ -171,13 +170,19 @@ def test_other_objects_are_no_recordings(audio: str) -> None:
     assert Layout().find([ID, "b"], [audio]) == {}
 
 
+def test_a_sidecar_without_audio_is_found() -> None:
+    place = Layout().place(CALL)
+    assert Layout().find([ID], [place.sidecar]) == {ID: [place]}
+    assert Layout().find([ID], [place.sidecar, place.audio]) == {ID: [place]}
+
+
 def test_an_id_that_stands_twice_is_the_same_both_times() -> None:
     assert Layout("{id}/{id}.mp3").find(["a", "b"], ["a/b.mp3"]) == {}
 
 
 @pytest.mark.parametrize("key", [DEFAULT_KEY, "{user_id}/{id}.mp3"])
 def test_what_lies_undated_is_found(key: str) -> None:
-    assert Layout(key).find([ID], [f"undated/{ID}.mp3"]) == {ID: Layout(key).undated(CALL)}
+    assert Layout(key).find([ID], [f"undated/{ID}.mp3"]) == {ID: [Layout(key).undated(CALL)]}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,7 @@ def test_what_lies_undated_is_found(key: str) -> None:
 )
 def test_a_recording_is_found_where_the_id_follows_another_field(key: str, field: str, value: str) -> None:
     place = Layout(key).place({**CALL, field: value})
-    assert Layout(key).find(["other", ID], [place.audio]) == {ID: place}
+    assert Layout(key).find(["other", ID], [place.audio]) == {ID: [place]}
 
 
 plain_ids = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size=128)
@@ -235,9 +240,9 @@ def test_no_call_leaves_the_archive(key: str, call: Call) -> None:
 @given(keys, calls)
 def test_every_recording_is_found_again(key: str, call: Call) -> None:
     place = Layout(key).place(call)
-    assert Layout(key).find([call["id"]], [place.audio]) == {call["id"]: place}
+    assert Layout(key).find([call["id"]], [place.audio]) == {call["id"]: [place]}
     undated = Layout(key).undated(call)
-    assert Layout(key).find([call["id"]], [undated.audio]) == {call["id"]: undated}
+    assert Layout(key).find([call["id"]], [undated.audio]) == {call["id"]: [undated]}
 
 
 @settings(deadline=None)

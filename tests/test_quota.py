@@ -335,8 +335,7 @@ def test_not_found_is_none(error: Exception, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "error",
     [
-        AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR)),
-        AirflowRuntimeError(ErrorResponse(error=ErrorType.PERMISSION_DENIED)),
+        *(AirflowRuntimeError(ErrorResponse(error=kind)) for kind in ErrorType if kind.name != "VARIABLE_NOT_FOUND"),
         OSError("no API server"),
     ],
     ids=str,

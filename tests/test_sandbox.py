@@ -91,9 +91,7 @@ def fetch(sandbox: Sandbox, call_id: str, **options: Any) -> Got:
     return get(sandbox.url, f"/calls/{call_id}/recording", **options)
 
 
-def walk(
-    sandbox: Sandbox, query: Query | None = None, *, link: str = "next", href: str = "/calls"
-) -> list[list[Row]]:
+def walk(sandbox: Sandbox, query: Query | None = None, *, link: str = "next", href: str = "/calls") -> list[list[Row]]:
     """Follow the links from page to page, and return the rows of each."""
     pages = []
     got = get(sandbox.url, href, query)

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from airflow_provider_amplemarket.calls import Call, is_plain_id, start_of
 from airflow_provider_amplemarket.downloads import Downloads
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketConfigurationError,
+    AmplemarketError,
     ArchiveIncompleteError,
     AuthenticationError,
 )
@@ -235,6 +237,13 @@ class AmplemarketRecordingOperator(BaseOperator):
         if call_ids is None:
             plan.window = resolve(context, start=self.start, end=self.end, lookback=self.lookback)
             self.log.info("Window of calls: %s", plan.window)
+            if self.not_found_for > self.lookback:
+                self.log.warning(
+                    "lookback=%s is shorter than not_found_for=%s: calls without recording may leave the window "
+                    "before they are asked for again",
+                    self.lookback,
+                    self.not_found_for,
+                )
             calls = self._select(
                 plan,
                 self.hook.iter_calls(start=plan.window.start, end=plan.window.end, user_id=_text(self.user_id)),
@@ -265,7 +274,7 @@ class AmplemarketRecordingOperator(BaseOperator):
             elif is_plain_id(call.get("id")):
                 wanted[call["id"]] = call
             else:
-                plan.hopeless[repr(call.get("id"))[:100]] = "its id is not a plain token"
+                plan.hopeless[f"#{len(plan.hopeless) + 1}: {call.get('id')!r:.100}"] = "its id is not a plain token"
         return wanted
 
     def _look_up(self, plan: Plan, call_ids: list[str]) -> dict[str, Call]:
@@ -273,7 +282,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         unknown = set(call_ids)
         wanted: dict[str, Call] = {}
         for call in self.hook.iter_calls() if unknown else ():
-            if call.get("id") in unknown:
+            if is_plain_id(call.get("id")) and call["id"] in unknown:
                 unknown.discard(call["id"])
                 if call.get("external") is True:
                     plan.others[EXTERNAL] += 1
@@ -327,7 +336,11 @@ class AmplemarketRecordingOperator(BaseOperator):
         )
         if self.deferrable and not is_short:
             self.defer(trigger=DateTimeTrigger(moment=pendulum.from_timestamp(until)), method_name="execute_complete")
-        time.sleep(seconds)
+        # In slices, for on_kill; it runs in a signal's handler, where waiting for the Event could lock itself out.
+        while (seconds := until - ledger.clock()) > 0:
+            if self._cancel is not None and self._cancel.is_set():
+                raise AmplemarketError("The task was told to stop")
+            time.sleep(min(seconds, 1.0))
 
 
 def _items(calls: Mapping[str, Call], archive: Archive) -> list[Item]:
@@ -336,11 +349,11 @@ def _items(calls: Mapping[str, Call], archive: Archive) -> list[Item]:
     places = {call_id: layout.place(call) for call_id, call in calls.items()}
     entries = archive.entries(places.values())
     items = {call_id: Item(call, entries[places[call_id].audio]) for call_id, call in calls.items()}
-    absent = [item for item in items.values() if not item.entry.is_stored]
+    absent = [item for item in items.values() if not item.entry.is_settled]
     undated = archive.entries(layout.undated(item.call) for item in absent)
     for item in absent:
         entry = undated[layout.undated(item.call).audio]
-        if entry.is_stored:
+        if entry.is_settled:
             items[item.call_id] = Item(item.call, entry)
     # The list does not know these, so they may lie under any date.
     found = archive.search(item.call_id for item in absent if item.call.keys() == {"id"})
@@ -377,10 +390,7 @@ def _read_call_ids(value: Any) -> list[str] | None:
     if value is None:
         return None
     if isinstance(value, str) and value.startswith("["):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise AmplemarketConfigurationError(f"call_ids={value[:100]!r} is no list") from None
+        value = _read_list(value)
     if isinstance(value, str | Mapping):
         value = [value]
     if not isinstance(value, Iterable):
@@ -390,6 +400,14 @@ def _read_call_ids(value: Any) -> list[str] | None:
         if not is_plain_id(call_id):
             raise AmplemarketConfigurationError(f"call_ids has {str(call_id)[:100]!r}, which is no call id")
     return list(dict.fromkeys(call_ids))
+
+
+def _read_list(text: str) -> Any:
+    """Read a list that a template rendered: as JSON, or as Python writes it."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
+    raise AmplemarketConfigurationError(f"call_ids={text[:100]!r} is no list")
 
 
 def _text(value: str | None) -> str | None:

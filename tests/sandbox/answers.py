@@ -52,9 +52,7 @@ def json_answer(document: object, status: int = 200, headers: Fields | None = No
     return plain(status, "application/json", json.dumps(document).encode(), headers)
 
 
-def error(
-    status: int, code: str, detail: str, source: Fields | None = None, headers: Fields | None = None
-) -> Answer:
+def error(status: int, code: str, detail: str, source: Fields | None = None, headers: Fields | None = None) -> Answer:
     """Return an error in the shape that the API documents.
 
     :param status: The status, whose usual phrase becomes the title.

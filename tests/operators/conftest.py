@@ -1,0 +1,340 @@
+"""What the operator's tests stand on: the API on this machine, an archive, and two ways to run a task."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import textwrap
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
+
+from airflow_provider_amplemarket import quota
+from airflow_provider_amplemarket.layout import Layout
+from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
+from tests.sandbox import Sandbox, make_call
+from tests.stores import STORES, Store
+
+#: Stands out in any text, as no key of the sandbox's own tests does.
+API_KEY = "sk_live_Zq7-never-to-be-seen"
+CONN_ID = "amplemarket_default"
+VARIABLE_STORE = quota.VariableStore
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+Row = dict[str, Any]
+
+
+def call(call_id: str, hours: float = 5.0, **fields: Any) -> Row:
+    """Return a call that began so many hours ago."""
+    return make_call(id=call_id, start_date=NOW - timedelta(hours=hours), **fields)
+
+
+def calls(count: int, **fields: Any) -> list[Row]:
+    """Return calls, the oldest first, a minute apart."""
+    return [call(f"call-{number:03}", 10 - number / 60, **fields) for number in range(count)]
+
+
+class MemoryStore:
+    """A quota ledger that is no Airflow Variable, so that tasks can be run without Airflow."""
+
+    def __init__(self) -> None:
+        # An empty ledger; where there is none at all, Airflow is asked three times before that is believed.
+        self.texts: dict[str, str] = {quota.VARIABLE_PREFIX + CONN_ID: quota.LedgerState().dump()}
+
+    def get(self, key: str) -> str | None:
+        return self.texts.get(key)
+
+    def set(self, key: str, text: str) -> None:
+        self.texts[key] = text
+
+    @property
+    def spent(self) -> int:
+        """The number of permits in it."""
+        return len(json.loads(self.texts[quota.VARIABLE_PREFIX + CONN_ID])["spent"])
+
+
+@dataclass
+class TaskInstance:
+    """What the operator uses of Airflow's."""
+
+    run_id: str
+    try_number: int
+    max_tries: int
+    map_index: int | None = -1
+    dag_id: str = "calls"
+    task_id: str = "archive"
+    start_date: datetime = field(default_factory=lambda: datetime.now(UTC))
+    xcoms: Row = field(default_factory=dict)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        # XComs are JSON: whatever else is pushed fails here, as it does in Airflow.
+        self.xcoms[key] = json.loads(json.dumps(value))
+
+    def xcom_pull(self, task_ids: str, key: str, map_indexes: int | None) -> Any:
+        assert (task_ids, map_indexes) == (self.task_id, self.map_index)
+        return self.xcoms.get(key)
+
+
+@dataclass
+class Outcome:
+    """What became of one try of a task."""
+
+    rows: list[Row] | None
+    error: Exception | None
+    summary: Row
+    deferrals: int
+    #: The ids of the calls whose recordings were asked for, in that order.
+    asked: list[str | None]
+
+    @property
+    def ok(self) -> Outcome:
+        """The same, of a task that has succeeded."""
+        if self.error is not None:
+            raise self.error
+        return self
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        return {row["call_id"]: row["status"] for row in self.rows or ()}
+
+    def counts(self) -> dict[str, int]:
+        """What the summary counts, without the zeros."""
+        names = ("stored", "already_stored", "not_found", "too_large", "external", "not_selected", "deleted", "failed")
+        return {name: self.summary[name] for name in names if self.summary[name]}
+
+
+class Bench:
+    """The API, an archive on the local disk, and tasks that are run by hand.
+
+    :param directory: Where the archive is made.
+    :param patch: Undoes at the end of the test what is changed here.
+    """
+
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
+        self.root = directory / "archive"
+        self.path = f"file://{self.root}"
+        self.ledger = MemoryStore()
+        self._patch = patch
+        self._sandbox: Sandbox | None = None
+        patch.setattr(quota, "VariableStore", lambda: self.ledger)
+
+    @property
+    def sandbox(self) -> Sandbox:
+        assert self._sandbox, "not started"
+        return self._sandbox
+
+    def start(
+        self, *rows: Row, limit: int = 50, period: float = 3600.0, timeout: float = 5.0, **options: Any
+    ) -> Sandbox:
+        """Start the API with some calls, and make the connection to it."""
+        self._sandbox = Sandbox(calls=rows, api_key=API_KEY, limit=limit, period=period, **options).start()
+        self.connect(recording_limit=limit, recording_period=period, timeout=timeout)
+        return self._sandbox
+
+    def connect(self, **extra: Any) -> None:
+        """Make the connection to the API."""
+        conn = {"conn_type": "amplemarket", "host": self.sandbox.url, "password": API_KEY, "extra": extra}
+        self._patch.setenv(f"AIRFLOW_CONN_{CONN_ID.upper()}", json.dumps(conn))
+
+    def stop(self) -> None:
+        if self._sandbox:
+            self._sandbox.stop()
+
+    def operator(self, **kwargs: Any) -> AmplemarketRecordingOperator:
+        return AmplemarketRecordingOperator(**{"task_id": "archive", "path": self.path, **kwargs})
+
+    def context(self, ti: TaskInstance, **changes: Any) -> Any:
+        return {
+            "ti": ti,
+            "dag_run": SimpleNamespace(run_type="scheduled", run_after=NOW + timedelta(hours=1)),
+            "data_interval_start": NOW - timedelta(days=1),
+            "data_interval_end": NOW + timedelta(hours=1),
+            **changes,
+        }
+
+    def run(
+        self, run_id: str = "run", try_number: int = 1, max_tries: int = 2, map_index: int = -1, **kwargs: Any
+    ) -> Outcome:
+        """Run one try of a task, through every deferral, each time with an operator that knows of nothing."""
+        ti = TaskInstance(run_id, try_number, max_tries, map_index)
+        before, deferrals = len(self.sandbox.recording_requests()), 0
+        rows, error = None, None
+        method: str | None = "execute"
+        arguments: dict[str, Any] = {}
+        while method:
+            bound = getattr(self.operator(**kwargs), method)
+            method = None
+            try:
+                rows = bound(self.context(ti), **arguments)
+            except TaskDeferred as deferral:
+                deferrals += 1
+                moment = deferral.trigger.moment  # type: ignore[attr-defined]
+                method = deferral.method_name
+                seconds = moment.timestamp() - time.time()
+                assert seconds < 30, f"no test waits for {seconds:.0f} s"
+                time.sleep(max(0.0, seconds))
+                ti.start_date, arguments = datetime.now(UTC), {"event": moment}
+            except Exception as problem:
+                error = problem
+        asked = [entry.call_id for entry in self.sandbox.recording_requests()[before:]]
+        return Outcome(rows, error, ti.xcoms.get("summary", {}), deferrals, asked)
+
+    # What lies in the archive
+
+    def audio(self, row: Row, **kwargs: Any) -> Path:
+        return self.root / Layout(**kwargs).place(row).audio
+
+    def sidecar(self, row: Row, **kwargs: Any) -> Path:
+        return self.root / Layout(**kwargs).place(row).sidecar
+
+    def record(self, row: Row, **kwargs: Any) -> Row:
+        return dict(json.loads(self.sidecar(row, **kwargs).read_text()))
+
+    def files(self) -> list[str]:
+        """The names of all files in the archive, whatever they are."""
+        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if not path.is_dir())
+
+    def holds(self, *rows: Row) -> bool:
+        """Say whether the archive has these recordings whole, with their sidecars, and nothing else."""
+        expected = sorted(
+            str(path.relative_to(self.root)) for row in rows for path in (self.audio(row), self.sidecar(row))
+        )
+        return self.files() == expected and all(self.has(row) for row in rows)
+
+    def has(self, row: Row) -> bool:
+        """Say whether the archive has a recording byte for byte, and a sidecar that tells so."""
+        data = self.sandbox.recording(row["id"])
+        record = self.record(row)
+        told = (record["status"], record["size"], record["sha256"], record["call_id"])
+        expected = ("stored", len(data), self.sandbox.recording_sha256(row["id"]), row["id"])
+        return told == expected and self.audio(row).read_bytes() == data
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    made = Bench(tmp_path, monkeypatch)
+    yield made
+    made.stop()
+
+
+@dataclass
+class DagTest:
+    """What became of a DAG run."""
+
+    dag_id: str
+    run_id: str
+    state: str
+    states: dict[tuple[str, int], str]
+    tries: dict[tuple[str, int], int]
+
+    def xcom(self, key: str = "return_value", task_id: str = "archive", map_index: int = -1) -> Any:
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            query = session.query(XComModel).filter_by(
+                dag_id=self.dag_id, run_id=self.run_id, key=key, task_id=task_id, map_index=map_index
+            )
+            found = query.one_or_none()
+            return None if found is None else json.loads(found.value) if isinstance(found.value, str) else found.value
+
+
+class RealAirflow:
+    """Runs DAGs as ``dag.test()`` does: through templates, XComs, Variables, retries and real triggers.
+
+    :param home: Airflow's home.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._dags = home / "dags"
+        self.files: list[Path] = []
+
+    def test(self, body: str, *, schedule: str = "None", **kwargs: Any) -> DagTest:
+        """Write a DAG with some tasks into the folder of DAGs, and run it.
+
+        :param body: The tasks; ``Archive`` is the operator.
+        """
+        dag_id = f"dag_{uuid.uuid4().hex[:12]}"
+        file = self._dags / f"{dag_id}.py"
+        self.files.append(file)
+        file.write_text(
+            textwrap.dedent(
+                f"""
+                from datetime import datetime, timedelta, timezone
+                from airflow.providers.common.compat.sdk import DAG
+                from airflow.sdk import task
+                from airflow_provider_amplemarket.operators.recording import (
+                    AmplemarketRecordingOperator as Archive,
+                )
+                start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+                with DAG({dag_id!r}, schedule={schedule}, start_date=start, catchup=False) as dag:
+                """
+            )
+            + textwrap.indent(textwrap.dedent(body), "    ")
+        )
+        spec = importlib.util.spec_from_file_location(dag_id, file)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        run = module.dag.test(**kwargs)
+        tis = run.get_task_instances()
+        return DagTest(
+            dag_id,
+            run.run_id,
+            str(run.state),
+            {(ti.task_id, ti.map_index): str(ti.state) for ti in tis},
+            {(ti.task_id, ti.map_index): ti.try_number for ti in tis},
+        )
+
+    def variables(self) -> dict[str, str]:
+        from airflow.models.variable import Variable
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            return {variable.key: str(variable.val) for variable in session.query(Variable)}
+
+    def set_ledger(self, text: str | None) -> None:
+        """Let there be this ledger; None for no Variable of that name."""
+        from airflow.models.variable import Variable
+        from airflow.utils.session import create_session
+
+        key = quota.VARIABLE_PREFIX + CONN_ID
+        with create_session() as session:
+            session.query(Variable).filter_by(key=key).delete()
+            if text is not None:
+                session.add(Variable(key=key, val=text))
+
+
+@pytest.fixture
+def airflow(bench: Bench, airflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealAirflow]:
+    """Airflow itself, with an empty ledger in its own Variable."""
+    monkeypatch.setattr(quota, "VariableStore", VARIABLE_STORE)
+    made = RealAirflow(airflow_db)
+    made.set_ledger(quota.LedgerState().dump())
+    yield made
+    for file in made.files:
+        file.unlink()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    (kind,) = [kind for kind in STORES if kind.name == "moto"]
+    with kind.running(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def logs(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """All log records of the test."""
+    caplog.set_level(logging.DEBUG)
+    return caplog

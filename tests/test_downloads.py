@@ -1,0 +1,287 @@
+"""How permits become requests: with a hook that sends none, so that every moment can be chosen."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pendulum
+import pytest
+
+from airflow_provider_amplemarket.archive import STAGING, Archive
+from airflow_provider_amplemarket.downloads import OUTAGE, Downloads
+from airflow_provider_amplemarket.exceptions import (
+    AmplemarketAPIError,
+    AmplemarketConnectionError,
+    AmplemarketError,
+    ArchiveError,
+    AuthenticationError,
+    LedgerError,
+    RateLimitExceededError,
+    RecordingNotFoundError,
+)
+from airflow_provider_amplemarket.hooks.amplemarket import Recording
+from airflow_provider_amplemarket.plan import FAILED, MISSING, NOT_FOUND, STORED, Attempt, Item, Plan
+from airflow_provider_amplemarket.quota import Permit
+
+AUDIO = b"ID3 audio"
+
+
+class Hook:
+    """Answers as each call id says; by default with a recording.
+
+    :param answers: What is raised for a call, or what is done instead of answering at once.
+    """
+
+    amplemarket_conn_id = "amplemarket_default"
+
+    def __init__(self, answers: Mapping[str, Exception | Callable[[], Any]]) -> None:
+        self.asked: list[str] = []
+        self.most = 0
+        self._answers = answers
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def download_recording(self, call_id: str, target: Path, cancelled: Callable[[], bool]) -> Recording:
+        with self._lock:
+            self.asked.append(call_id)
+            self._now += 1
+            self.most = max(self.most, self._now)
+        try:
+            answer = self._answers.get(call_id, lambda: None)
+            if isinstance(answer, Exception):
+                raise answer
+            answer()
+            target.write_bytes(AUDIO)
+        finally:
+            with self._lock:
+                self._now -= 1
+        now = pendulum.now("UTC")
+        digest = hashlib.sha256(AUDIO).hexdigest()
+        return Recording(call_id, len(AUDIO), digest, "audio/mpeg", True, now, now, now)
+
+
+class Ledger:
+    """Gives permits out of a heap and notes what it hears.
+
+    :param permits: How many there are; the first ``stale`` of them have grown too old to be used.
+    """
+
+    def __init__(self, permits: int = 1000) -> None:
+        self.left = permits
+        self.stale = 0
+        self.given: list[Permit] = []
+        self.answered: dict[Permit, float] = {}
+        self.unused: list[Permit] = []
+        self.refusals: list[float | None] = []
+        self.threads: set[str] = set()
+        self.error: Exception | None = None
+        self.clock = time.time
+
+    def exchange(
+        self,
+        wanted: int,
+        *,
+        answered: Mapping[Permit, float],
+        unused: list[Permit],
+        refusals: list[float | None],
+    ) -> list[Permit]:
+        self.threads.add(threading.current_thread().name)
+        self.answered.update(answered)
+        self.unused.extend(unused)
+        self.refusals.extend(refusals)
+        if self.error and self.given:
+            raise self.error
+        count = min(wanted, self.left)
+        self.left -= count
+        numbers = range(len(self.given), len(self.given) + count)
+        permits = [Permit(f"p{number}", self.clock() + (-1 if number < self.stale else 30)) for number in numbers]
+        self.given.extend(permits)
+        return permits
+
+
+def plan_of(archive: Archive, count: int) -> Plan:
+    """Plan calls named c00, c01 and so on, a minute apart, whose recordings are missing."""
+    plan = Plan()
+    start = pendulum.datetime(2026, 11, 20, 8)
+    for number in range(count):
+        call = {"id": f"c{number:02}", "start_date": start.add(minutes=number).isoformat()}
+        where = archive.layout.place(call)
+        plan.set(Item(call, archive.entries([where])[where.audio]), MISSING)
+    return plan
+
+
+class Case:
+    """Downloads with everything that they use.
+
+    :param directory: Where the archive is made.
+    """
+
+    def __init__(self, directory: Path, count: int, answers: Mapping[str, Any] | None = None, **changes: Any) -> None:
+        self.root = directory / "archive"
+        self.archive = Archive(f"file://{self.root}")
+        self.hook = Hook(answers or {})
+        self.ledger = Ledger(changes.pop("permits", 1000))
+        self.plan = plan_of(self.archive, count)
+        self.cancel = threading.Event()
+        self.downloads = Downloads(
+            hook=self.hook,  # type: ignore[arg-type]
+            archive=self.archive,
+            ledger=self.ledger,  # type: ignore[arg-type]
+            attempt=Attempt("dag", "task", "run", -1, 1, 1),
+            **{"concurrency": 1, "is_full": True, "cancel": self.cancel, **changes},
+        )
+
+    def run(self) -> None:
+        self.downloads.run(self.plan)
+        assert not (self.root / STAGING).exists()
+
+    def ids(self, status: str) -> list[str]:
+        return [item.call_id for item in self.plan.having(status)]
+
+
+def test_everything_is_asked_for_once_oldest_first(tmp_path: Path) -> None:
+    case = Case(tmp_path, 20)
+    case.run()
+    assert case.hook.asked == case.ids(STORED) == [f"c{number:02}" for number in range(20)]
+    assert case.downloads.requests == 20
+    assert set(case.ledger.answered) == set(case.ledger.given)
+    assert case.ledger.unused == []
+
+
+def test_nothing_missing_needs_no_permit(tmp_path: Path) -> None:
+    case = Case(tmp_path, 0)
+    case.run()
+    assert case.ledger.threads == set()
+
+
+def test_what_has_no_permit_stays_missing(tmp_path: Path) -> None:
+    case = Case(tmp_path, 9, permits=5, concurrency=3)
+    case.run()
+    assert case.ids(STORED) == ["c00", "c01", "c02", "c03", "c04"]
+    assert case.ids(MISSING) == ["c05", "c06", "c07", "c08"]
+    assert case.downloads.requests == 5
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+def test_so_many_at_once_and_no_more(tmp_path: Path, concurrency: int) -> None:
+    slow = {f"c{number:02}": lambda: time.sleep(0.02) for number in range(24)}
+    case = Case(tmp_path, 24, slow, concurrency=concurrency)
+    case.run()
+    assert case.hook.most == concurrency
+    assert len(case.ids(STORED)) == 24
+
+
+def test_ledger_is_used_by_the_calling_thread_alone(tmp_path: Path) -> None:
+    case = Case(tmp_path, 12, concurrency=4)
+    case.run()
+    assert case.ledger.threads == {threading.current_thread().name}
+
+
+def test_permit_that_has_grown_old_is_given_back(tmp_path: Path) -> None:
+    case = Case(tmp_path, 4)
+    case.ledger.stale = 2
+    case.run()
+    assert sorted(permit.id for permit in case.ledger.unused) == ["p0", "p1"]
+    assert set(case.ledger.answered).isdisjoint(case.ledger.unused)
+    # Their calls are asked for with other permits, or left for later, but not lost.
+    assert sorted(case.hook.asked) == case.ids(STORED)
+    assert len(case.ids(STORED) + case.ids(MISSING)) == 4
+    assert case.downloads.requests == len(case.hook.asked)
+
+
+def test_request_without_an_answer_keeps_its_permit(tmp_path: Path) -> None:
+    case = Case(tmp_path, 3, {"c01": AmplemarketConnectionError("no answer")})
+    case.run()
+    assert case.ids(FAILED) == ["c01"]
+    (silent,) = set(case.ledger.given) - set(case.ledger.answered)
+    assert silent not in case.ledger.unused
+
+
+def test_refusal_stops_the_run_and_is_no_failure(tmp_path: Path) -> None:
+    case = Case(tmp_path, 9, {"c02": RateLimitExceededError("429", retry_after=7.0)})
+    case.run()
+    assert case.hook.asked == ["c00", "c01", "c02"]
+    assert case.ledger.refusals == [7.0]
+    assert case.ids(MISSING) == [f"c{number:02}" for number in range(2, 9)]
+    assert case.ids(FAILED) == []
+    assert len(case.ledger.unused) + len(case.ledger.answered) == len(case.ledger.given)
+
+
+@pytest.mark.parametrize("error", [AuthenticationError("401", status=401), RuntimeError("unforeseen")])
+def test_what_makes_going_on_pointless_stops_at_once(tmp_path: Path, error: Exception) -> None:
+    case = Case(tmp_path, 9, {"c02": error})
+    with pytest.raises(type(error)) as caught:
+        case.run()
+    assert caught.value is error
+    assert case.hook.asked == ["c00", "c01", "c02"]
+    assert case.ids(STORED) == ["c00", "c01"]
+    assert len(case.ids(MISSING)) == 7
+
+
+def test_outage(tmp_path: Path) -> None:
+    case = Case(tmp_path, 30, {f"c{number:02}": AmplemarketAPIError("503", status=503) for number in range(3, 30)})
+    with pytest.raises(AmplemarketAPIError, match="10 requests in a row failed, the last one with: 503"):
+        case.run()
+    assert case.ids(STORED) == ["c00", "c01", "c02"]
+    assert OUTAGE <= len(case.ids(FAILED)) <= OUTAGE + 2
+    assert case.downloads.requests == len(case.hook.asked)
+
+
+def test_failures_that_are_the_calls_own_are_no_outage(tmp_path: Path) -> None:
+    answers: dict[str, Exception] = {
+        f"c{number:02}": RecordingNotFoundError("404", status=404) for number in range(3, 30)
+    }
+    case = Case(tmp_path, 30, answers)
+    case.run()
+    assert len(case.ids(NOT_FOUND)) == 27
+
+
+def test_ledger_that_breaks_ends_what_is_under_way(tmp_path: Path) -> None:
+    case = Case(tmp_path, 20, concurrency=2)
+    case.ledger.error = LedgerError("cannot be written")
+    with pytest.raises(LedgerError):
+        case.run()
+    assert case.cancel.is_set()
+    assert len(case.hook.asked) <= 4
+    assert not (case.root / STAGING).exists()
+
+
+def test_cancel_ends_the_run_with_its_permits_given_back(tmp_path: Path) -> None:
+    case = Case(tmp_path, 20)
+    case.hook._answers = {"c02": case.cancel.set}
+    with pytest.raises(AmplemarketError):
+        case.run()
+    assert case.hook.asked == ["c00", "c01", "c02"]
+    assert len(case.ids(MISSING)) == 17
+    assert len(case.ledger.given) <= 6
+    assert len(case.ledger.unused) + len(case.ledger.answered) == len(case.ledger.given)
+
+
+def test_archive_that_does_not_take_a_failure_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, 6, {"c01": RecordingNotFoundError("404", status=404)})
+    write = Archive.write_record
+
+    def refuse(self: Archive, place: Any, record: Mapping[str, Any], directory: Path) -> None:
+        if record["status"] == NOT_FOUND:
+            raise ArchiveError("no room")
+        write(self, place, record, directory)
+
+    monkeypatch.setattr(Archive, "write_record", refuse)
+    with pytest.raises(ArchiveError, match="no room"):
+        case.run()
+    assert case.hook.asked == ["c00", "c01"]
+    assert case.ids(STORED) == ["c00"]
+    assert set(case.ledger.answered) <= set(case.ledger.given)
+    assert len(case.ledger.answered) == 2
+
+
+def test_adopting_nothing_leaves_no_trace(tmp_path: Path) -> None:
+    case = Case(tmp_path, 3)
+    case.downloads.adopt(case.plan)
+    assert not case.root.exists()
+    assert len(case.ids(MISSING)) == 3
