@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo airflow sandbox test lint format types wheel constraints clean
+.PHONY: demo airflow sandbox test test-stores lint format types wheel constraints clean
 
 demo: .venv/ready        ## archive a day of calls and show what came of it
 	@$(BIN)/python -m tools.demo
@@ -14,7 +14,11 @@ sandbox: .venv/ready     ## the sandbox of the API alone, until Ctrl-C
 	@$(BIN)/python -m tests.sandbox
 
 test: .venv/ready        ## all tests, with branch coverage
-	@$(BIN)/python -m pytest --cov --cov-report=term
+	@AMPLEMARKET_TEST_STORES=local,moto $(BIN)/python -m pytest --cov --cov-report=term
+
+test-stores: .stores/ready  ## the archive on rclone's S3, Azure and Google Cloud Storage, each an emulator
+	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs .stores/venv/bin/python -m pytest \
+	  -k "rclone or azurite or gcs" tests/test_archive.py tests/operators
 
 lint: .venv/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -34,11 +38,22 @@ constraints: .venv/ready
 	  --python-version 3.11 -o constraints.txt pyproject.toml
 
 clean:
-	@rm -rf .venv .airflow .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist
+	@rm -rf .venv .stores .airflow .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	@echo "Setting up .venv; this takes a minute or two the first time …"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]' > .venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
+	@touch $@
+
+# An environment of its own: Google's provider is large and holds other packages back.
+.stores/ready: pyproject.toml constraints-stores.txt
+	@echo "Setting up .stores; this takes a few minutes the first time …"
+	@$(PYTHON) -m venv .stores/venv
+	@(.stores/venv/bin/pip install -q --only-binary :all: -r constraints-stores.txt \
+	  && .stores/venv/bin/pip install -q --no-deps -e .) > .stores/install.log 2>&1 || { cat .stores/install.log; exit 1; }
+	@if command -v npm > /dev/null; then \
+	  npm install --prefix .stores --silent --no-audit --no-fund --no-package-lock azurite@3.35.0; \
+	else echo "There is no npm here, so the tests on Azure are skipped."; fi
 	@touch $@

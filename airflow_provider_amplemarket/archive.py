@@ -68,7 +68,10 @@ class Entry:
     @property
     def is_uncommitted(self) -> bool:
         """Whether the audio was published, which is always whole, but its writer died before the sidecar."""
-        return bool(self.size) and (self.record is None or self.record.get("status") in ("not_found", "failed"))
+        record = self.record or {}
+        # What was there already when the sidecar was written is not what its writer published afterwards.
+        is_new = self.size != record.get("audio_size")
+        return bool(self.size) and is_new and record.get("status") in (None, "not_found", "failed", "overwriting")
 
 
 class Archive:
@@ -82,8 +85,10 @@ class Archive:
     """
 
     def __init__(self, path: str, conn_id: str | None = None, layout: Layout | None = None) -> None:
-        if not path or not str(path).strip():
-            raise AmplemarketConfigurationError("path is empty; give the archive's root, like s3://bucket/recordings")
+        if "://" not in str(path):  # not what a template of nothing renders, nor a folder of whatever worker it is
+            raise AmplemarketConfigurationError(
+                f"path={path!r} must begin with a scheme: s3://, gs://, abfs:// or file:///"
+            )
         try:
             self.path = ObjectStoragePath(str(path), conn_id=conn_id or None)
             self.fs: AbstractFileSystem = self.path.fs
@@ -105,6 +110,11 @@ class Archive:
         """Whether the archive lies on a local disk."""
         return "file" in self._protocols
 
+    @property
+    def publishes_whole(self) -> bool:
+        """Whether the store is one whose uploads are known to become visible all at once."""
+        return self.is_local or bool(self._protocols & {"s3", "gs", "abfs"})
+
     def uri(self, key: str) -> str:
         """Answer the path of an object as Airflow's ObjectStoragePath takes it."""
         return str(self.path / key)
@@ -113,7 +123,11 @@ class Archive:
         """Give a local directory for files until they are published; for a local archive, on the same disk."""
         if self.is_local:
             return staging(Path(self._root) / STAGING)
-        return staging(Path(tempfile.gettempdir()) / f"airflow-provider-amplemarket-{os.getuid()}")
+        parent = Path(tempfile.gettempdir()) / f"airflow-provider-amplemarket-{os.getuid()}"
+        parent.mkdir(mode=0o700, exist_ok=True)
+        if parent.stat().st_uid != os.getuid():
+            raise ArchiveError(f"{parent} belongs to another user; set TMPDIR to a folder of your own")
+        return staging(parent)
 
     def entries(self, places: Iterable[Place]) -> dict[str, Entry]:
         """
@@ -146,14 +160,14 @@ class Archive:
 
     def check_writable(self) -> None:
         """
-        Write an empty object and remove it again.
+        Write a small object and remove it again.
 
         :raises ArchiveError: when the archive takes none.
         """
         try:
             with self.staging() as directory:
                 probe = directory / WRITE_CHECK
-                probe.touch()
+                probe.write_bytes(bytes(65536))  # a full disk still takes an empty file
                 self._put(probe, WRITE_CHECK, "application/octet-stream")
         except Exception as error:
             raise ArchiveError(
@@ -196,7 +210,8 @@ class Archive:
         :raises ArchiveError: when the storage does not take it.
         """
         local = directory / f"{uuid.uuid4().hex}.json"
-        local.write_text(json.dumps(record, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8")
+        text = json.dumps(record, ensure_ascii=False, indent=2, default=str) + "\n"
+        local.write_bytes(text.encode("utf-8", "backslashreplace"))  # half of a surrogate pair is no UTF-8
         self.publish(local, place.sidecar, "application/json")
         local.unlink(missing_ok=True)
 

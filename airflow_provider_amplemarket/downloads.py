@@ -18,8 +18,10 @@ from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConnectionError,
     AmplemarketError,
+    ArchiveError,
     AuthenticationError,
     InvalidRecordingError,
+    LedgerError,
     RateLimitExceededError,
     RecordingNotFoundError,
     RecordingTooLargeError,
@@ -94,9 +96,10 @@ class Downloads:
         :raises AuthenticationError: when the API key is refused.
         :raises ArchiveError: when the archive does not take what was downloaded.
         :raises LedgerError: when the ledger cannot be trusted.
-        :raises AmplemarketAPIError: when the API serves nothing any more.
+        :raises AmplemarketError: when request after request fails.
         """
-        queue = deque(plan.having(MISSING))
+        # What has failed before comes last: it must not keep the others waiting for ever.
+        queue = deque(sorted(plan.having(MISSING), key=lambda item: (item.last_record or {}).get("status") == FAILED))
         with self.archive.staging() as directory, ThreadPoolExecutor(self.concurrency) as threads:
             try:
                 self._run(plan, queue, directory, threads)
@@ -111,7 +114,7 @@ class Downloads:
         Audio is published whole or not at all, so this saves the permit of asking for it again.
         """
         found = [item for item in plan.having(MISSING) if item.entry.is_uncommitted]
-        if not found:
+        if not found or not self.archive.publishes_whole:
             return
         with self.archive.staging() as directory:
             for item in found:
@@ -129,8 +132,12 @@ class Downloads:
             # One request for each thread waits with its permit, so that no thread waits for the ledger. Once
             # something has stopped the run, what is under way ends first and is reported together.
             room = 0 if self._stop.is_set() else min(len(queue), 2 * self.concurrency - len(running))
-            if room or (outcomes and not running):
-                permits = self._exchange(room, outcomes)
+            if room or (outcomes and not running and not isinstance(self._fatal, LedgerError)):
+                try:
+                    permits = self._exchange(room, outcomes)
+                except LedgerError as error:  # what is under way is paid for and needs no ledger
+                    self._end(error)
+                    permits = []
                 outcomes.clear()
                 for permit in permits:
                     running[threads.submit(self._fetch, queue.popleft(), permit, directory)] = permit
@@ -178,7 +185,7 @@ class Downloads:
         if outcome.sent:
             self._outage = self._outage + 1 if _is_outage(error) else 0
         if self._outage >= OUTAGE:
-            self._end(AmplemarketAPIError(f"{OUTAGE} requests in a row failed, the last one with: {error}"))
+            self._end(AmplemarketError(f"{OUTAGE} requests in a row failed, the last one with: {error}"))
 
     def _end(self, error: Exception) -> None:
         self._stop.set()
@@ -205,21 +212,36 @@ class Downloads:
         except (AmplemarketAPIError, InvalidRecordingError) as error:
             # Where no answer came, the API may still count the request: the permit keeps its careful entry.
             answered_at = None if isinstance(error, AmplemarketConnectionError) else clock()
-            if self.cancel.is_set():
-                return _Outcome(item, MISSING, answered_at)
-            status = _STATUSES.get(type(error), FAILED)
+            return self._fail(item, error, requested_at, answered_at, directory)
+        except Exception as error:
+            return self._fail(item, error, requested_at, answered_at, directory)
+
+    def _fail(
+        self, item: Item, error: Exception, requested_at: pendulum.DateTime, answered_at: float | None, directory: Path
+    ) -> _Outcome:
+        """Put a failure on record; where the archive is what fails, stop the run instead."""
+        if self.cancel.is_set():
+            return _Outcome(item, MISSING, answered_at)
+        status = _STATUSES.get(type(error), FAILED)
+        record = self._failure_record(item, status, error, requested_at)
+        try:
+            if not isinstance(error, AmplemarketAPIError | InvalidRecordingError):
+                self.archive.check_writable()
+            self.archive.write_record(item.entry.place, record, directory)
+        except Exception as fault:
             try:
-                entry = self._record_failure(item, status, error, requested_at, directory)
-            except Exception as fault:
+                self.archive.check_writable()
+            except ArchiveError:
                 self._stop.set()
                 return _Outcome(item, MISSING, answered_at, error=fault)
-            return _Outcome(Item(item.call, entry), status, answered_at, error=error)
-        except Exception as error:
-            self._stop.set()
-            return _Outcome(item, MISSING, answered_at, error=error)
+        entry = Entry(item.entry.place, item.entry.size, record)
+        return _Outcome(Item(item.call, entry), status, answered_at, error=error)
 
     def _store(self, item: Item, recording: Recording, target: Path, directory: Path) -> Entry:
         place = item.entry.place
+        if item.entry.is_stored:
+            # Until the new sidecar is there, the old one must not vouch for the new audio.
+            self.archive.write_record(place, {**(item.entry.record or {}), "status": "overwriting"}, directory)
         self.archive.publish(target, place.audio, recording.content_type)
         target.unlink(missing_ok=True)
         record = self._record(
@@ -236,9 +258,9 @@ class Downloads:
         self.archive.write_record(place, record, directory)
         return Entry(place, recording.size, record)
 
-    def _record_failure(
-        self, item: Item, status: str, error: Exception, requested_at: pendulum.DateTime, directory: Path
-    ) -> Entry:
+    def _failure_record(
+        self, item: Item, status: str, error: Exception, requested_at: pendulum.DateTime
+    ) -> dict[str, Any]:
         entry = item.entry
         old = entry.record or {}
         record = self._record(
@@ -248,12 +270,12 @@ class Downloads:
             requested_at=requested_at,
             answered_at=pendulum.now("UTC"),
             first_requested_at=old.get("first_requested_at") or requested_at,
+            **({"audio_size": entry.size} if entry.size is not None else {}),
         )
-        if entry.is_stored:
-            record.pop("call", None)
-            record = {**old, "overwrite": record}
-        self.archive.write_record(entry.place, record, directory)
-        return Entry(entry.place, entry.size, record)
+        if not entry.is_stored:
+            return record
+        record.pop("call", None)
+        return {**old, "overwrite": record}
 
     def _record(self, item: Item, status: str, **fields: Any) -> dict[str, Any]:
         """Make what the sidecar says; moments in ISO 8601."""
@@ -272,7 +294,7 @@ class Downloads:
 
 
 def _is_outage(error: Exception | None) -> bool:
-    """Tell whether the API, not the recording, is what is wrong."""
-    return isinstance(error, AmplemarketConnectionError) or (
-        isinstance(error, AmplemarketAPIError) and (error.status or 0) >= 500
-    )
+    """Tell whether the API or this machine, not the recording, may be what is wrong."""
+    if isinstance(error, AmplemarketAPIError):
+        return isinstance(error, AmplemarketConnectionError) or (error.status or 0) >= 500
+    return isinstance(error, ArchiveError | OSError)

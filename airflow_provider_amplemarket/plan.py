@@ -101,7 +101,7 @@ class Item:
         return self.start is None, self.start.isoformat() if self.start else "", self.call_id
 
 
-def decide(item: Item, attempt: Attempt, *, overwrite: bool, not_found_for: timedelta, now: pendulum.DateTime) -> str:
+def decide(item: Item, attempt: Attempt, *, overwrite: bool, not_found_for: timedelta) -> str:
     """
     Say what is with a wanted call: one of this module's constants.
 
@@ -111,7 +111,6 @@ def decide(item: Item, attempt: Attempt, *, overwrite: bool, not_found_for: time
     :param attempt: who asks.
     :param overwrite: ask for what is archived, too, once for each run.
     :param not_found_for: how long after its start a call without recording is asked for again.
-    :param now: the present moment.
     """
     record = item.entry.record
     if record is None:
@@ -133,7 +132,9 @@ def decide(item: Item, attempt: Attempt, *, overwrite: bool, not_found_for: time
         return TOO_LARGE
     if status == NOT_FOUND:
         since = item.start or _moment(record.get("first_requested_at"))
-        if since is not None and now - since > not_found_for:
+        asked = _moment(record.get("answered_at"))
+        # Only an answer from after that time is final: an earlier one may be from before the audio was there.
+        if since is not None and asked is not None and asked - since > not_found_for:
             return NOT_FOUND
     return MISSING
 

@@ -132,8 +132,11 @@ class LedgerState:
 
     def refused(self, limit: RateLimit, now: float, retry_after: float | None) -> LedgerState:
         """Block further requests: as long as the API asks, else longer with every refusal, at most a period."""
+        backoff = limit.period / limit.requests * 2 ** min(self.refusals, 30)
         if retry_after is None:
-            retry_after = limit.period / limit.requests * 2 ** min(self.refusals, 30)
+            retry_after = backoff
+        elif self.refusals:  # it was not long enough before
+            retry_after = max(retry_after, backoff)
         until = now + min(max(retry_after, limit.period / 3600), limit.hold)
         return replace(self, blocked_until=max(self.blocked_until, until), refusals=self.refusals + 1)
 
@@ -323,10 +326,21 @@ class Ledger:
                 problem, not_found = error, 0
             else:
                 not_found += 1
-                if text is not None or not_found == _NOT_FOUND_BELIEVED:
+                if text is not None:
                     return text
+                if not_found >= _NOT_FOUND_BELIEVED and self._answers():
+                    return self._store.get(self.key)
             self._sleep(pause)
         raise LedgerError(f"The quota ledger (Airflow Variable {self.key}) cannot be read") from problem
+
+    def _answers(self) -> bool:
+        """Prove by a write and a read that Variables are kept at all, before one is believed to be missing."""
+        try:
+            mark = uuid.uuid4().hex
+            self._store.set(f"{self.key}__check", mark)
+            return self._store.get(f"{self.key}__check") == mark
+        except Exception:
+            return False
 
     def _load(self, text: str | None, now: float) -> LedgerState:
         if text is None:

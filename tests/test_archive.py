@@ -22,7 +22,10 @@ import tenacity
 from airflow_provider_amplemarket.archive import STAGING, WRITE_CHECK, Archive, Entry
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ArchiveError
 from airflow_provider_amplemarket.layout import Layout, Place
-from tests.stores import BUCKET, STORES, Kind, Store, aws_connection, demanding_credentials, endpoint_of, s3_client
+from tests.stores import STORES, Kind, Relay, Store, aws_connection, demanding_credentials, endpoint_of, s3_client
+
+# gcsfs hands aiohttp whole chunks; those are small enough here.
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning")
 
 AUDIO = b"ID3" + bytes(range(256)) * 40
 MIB = 1024**2
@@ -42,6 +45,14 @@ def folder(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def relay(store: Store) -> Iterator[Relay]:
+    if store.relay is None:
+        pytest.skip("no network here")
+    yield store.relay
+    store.relay.release()
+
+
+@pytest.fixture
 def archive(store: Store, folder: str) -> Archive:
     return Archive(f"{store.root}/{folder}")
 
@@ -57,6 +68,11 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     made: list[float] = []
     monkeypatch.setattr(tenacity.nap.time, "sleep", made.append)
     return made
+
+
+def unless(store: Store, quirk: str) -> None:
+    if quirk in store.quirks:
+        pytest.skip(f"{store.name} {quirk.replace('-', ' ')}, unlike what it stands for")
 
 
 def place(call_id: str = "one", day: int = 20) -> Place:
@@ -78,7 +94,8 @@ def commit(archive: Archive, where: Place, **record: Any) -> None:
 def listing(archive: Archive) -> set[str]:
     archive.fs.invalidate_cache()
     root = archive.fs._strip_protocol(archive.path.path)
-    return {name.removeprefix(f"{root}/") for name in archive.fs.find(root)}
+    # Some stores go on to list a folder that has nothing in it any more.
+    return {name.removeprefix(f"{root}/") for name in archive.fs.find(root) if name.rstrip("/") != root}
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, target: object, name: str) -> list[Any]:
@@ -268,6 +285,23 @@ class TestEveryStore:
         with pytest.raises(ArchiveError, match=r"no-such-bucket/archive cannot be written .*storage_conn_id"):
             Archive(store.missing).check_writable()
 
+    def test_refused_credentials_are_not_writable(
+        self, store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if store.refused is None:
+            pytest.skip("all credentials are taken here")
+        conn_id = f"refused_{folder}"
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", store.refused)
+        root, _ = store.apart
+        with pytest.raises(ArchiveError, match=r"(?s)cannot be written .*storage_conn_id") as caught:
+            Archive(root, conn_id=conn_id).check_writable()
+        assert not any(secret in str(caught.value) for secret in ("secretsecret", "AccountKey"))
+
+    def test_connection_may_be_given_apart(self, store: Store, folder: str) -> None:
+        root, conn_id = store.apart
+        publish(Archive(f"{root}/{folder}", conn_id=conn_id), place().audio)
+        assert store.head(f"{folder}/{place().audio}")[0] == len(AUDIO)
+
     def test_failed_upload_is_made_again_from_the_file(
         self, archive: Archive, monkeypatch: pytest.MonkeyPatch, naps: list[float]
     ) -> None:
@@ -277,6 +311,22 @@ class TestEveryStore:
         assert naps == sorted(naps)
         assert len(naps) == 3
         assert archive.digest(place().audio) == (len(AUDIO), hashlib.sha256(AUDIO).hexdigest())
+
+    @pytest.mark.parametrize("size", [3, 12], ids=["one-request", "many-parts"])
+    def test_upload_survives_cut_connections(self, archive: Archive, relay: Relay, size: int) -> None:
+        data = os.urandom(size * MIB)
+        relay.cut(after=2 * MIB, times=2)
+        publish(archive, place().audio, data)
+        assert relay.cut_off == 2
+        assert archive.digest(place().audio) == (len(data), hashlib.sha256(data).hexdigest())
+
+    def test_upload_needs_little_memory(self, archive: Archive, store: Store, folder: str) -> None:
+        with child(MEASURE, f"{store.root}/{folder}", place().audio, "64") as writer:
+            *_, told = writer.stdout.read().split()  # Airflow may log before
+        assert store.head(f"{folder}/{place().audio}")[0] == 64 * MIB
+        if store.name == "azurite" and int(told) >= 56:
+            pytest.xfail("adlfs reads files of up to 64 MiB at once")
+        assert int(told) < 56
 
     def test_upload_that_keeps_failing_is_an_error_and_changes_nothing(
         self, archive: Archive, monkeypatch: pytest.MonkeyPatch, naps: list[float]
@@ -330,6 +380,7 @@ class TestEveryStore:
         assert archive.entries([place()])[place().audio].record is None
 
     def test_readers_see_the_old_or_the_new_and_never_a_part(self, archive: Archive, store: Store, folder: str) -> None:
+        unless(store, "shows-parts")
         old, new = b"o" * (3 * MIB), b"n" * (5 * MIB)
         publish(archive, place().audio, old)
         sizes: set[int] = set()
@@ -348,7 +399,8 @@ class TestEveryStore:
             looking.result()
         assert sizes <= {len(old), len(new)}
 
-    def test_two_writers_of_one_key_leave_one_whole_object(self, archive: Archive) -> None:
+    def test_two_writers_of_one_key_leave_one_whole_object(self, archive: Archive, store: Store) -> None:
+        unless(store, "shows-parts")
         contents = [bytes([number]) * MIB for number in range(4)]
         with ThreadPoolExecutor(4) as writers:
             list(writers.map(lambda data: publish(archive, place().audio, data), contents))
@@ -366,18 +418,39 @@ class TestEveryStore:
         assert not directory.parent.exists()
         assert listing(archive) == set()
 
-    def test_kill_in_the_middle_of_an_upload_leaves_nothing_in_sight(
-        self, archive: Archive, store: Store, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("size", [3, 96], ids=["one-request", "many-parts"])
+    @pytest.mark.parametrize("is_there", [False, True], ids=["new", "overwriting"])
+    def test_kill_in_the_middle_of_an_upload_changes_nothing_in_sight(
+        self,
+        archive: Archive,
+        store: Store,
+        folder: str,
+        size: int,
+        is_there: bool,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        if size == 3:
+            unless(store, "takes-cut-bodies")
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        if is_there:
+            publish(archive, place().audio)
         monkeypatch.setenv("TMPDIR", str(tmp_path))
-        with child(PUBLISH, f"{store.root}/{folder}", place().audio) as writer:
+        if store.relay:
+            store.relay.hold(after=size * MIB // 2)
+        with child(PUBLISH, f"{store.root}/{folder}", place().audio, str(size)) as writer:
             # On a local disk publishing is one rename, so the middle of it is the writing of the file.
-            wait_for(lambda: uploads_under_way(store) if store.name == "moto" else writer.stdout.readline())
+            wait_for(store.relay.reached.is_set if store.relay else writer.stdout.readline)
             writer.send_signal(signal.SIGKILL)
             writer.wait()
+        if store.relay:
+            store.relay.release()
+            time.sleep(0.5)  # for the server to see the end of it
         visible = {key for key in listing(archive) if not key.startswith(STAGING)}
-        assert visible == set()
+        assert visible == ({place().audio} if is_there else set())
+        if is_there:
+            assert archive.digest(place().audio) == (len(AUDIO), hashlib.sha256(AUDIO).hexdigest())
+            archive.fs.rm_file(f"{archive.path.path}/{place().audio}")
         assert archive.entries([place()])[place().audio] == Entry(place())
         (left,) = leftovers(archive, tmp_path)
         with archive.staging() as directory:
@@ -456,28 +529,25 @@ class TestS3:
 
     @pytest.fixture
     def store(self, store: Store) -> Store:
-        if store.name != "moto":
+        if not store.is_s3:
             pytest.skip("not S3")
         return store
 
-    def test_wrong_credentials_are_not_writable(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unknown_credentials_are_not_writable(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        if store.name != "moto":
+            pytest.skip("only moto can be told to forget them")
         monkeypatch.setenv("AIRFLOW_CONN_AWS_WRONG", aws_connection(endpoint_of(store), login="AKIAWRONG"))
         with (
             demanding_credentials(store),
             pytest.raises(ArchiveError, match=r"cannot be written \(PermissionError: .*Access Key") as caught,
         ):
-            Archive(f"s3://{BUCKET}/archive", conn_id="aws_wrong").check_writable()
+            Archive(store.apart[0], conn_id="aws_wrong").check_writable()
         assert "secretsecret" not in str(caught.value)
-
-    def test_connection_may_be_given_apart(self, store: Store, folder: str) -> None:
-        (conn_id,) = store.connections
-        archive = Archive(f"s3://{BUCKET}/archive/{folder}", conn_id=conn_id)
-        publish(archive, place().audio)
-        assert store.head(f"{folder}/{place().audio}") == (len(AUDIO), "audio/mpeg")
 
     def test_root_of_a_bucket(self, store: Store) -> None:
         s3_client(endpoint_of(store)).create_bucket(Bucket="whole")
-        archive = Archive(store.root.replace(f"{BUCKET}/archive", "whole"))
+        (conn_id,) = store.connections
+        archive = Archive("s3://whole", conn_id=conn_id)
         archive.check_writable()
         publish(archive, place().audio)
         commit(archive, place(), status="stored", size=len(AUDIO))
@@ -487,7 +557,7 @@ class TestS3:
 
 @pytest.mark.parametrize("path", ["", "  ", "\n"])
 def test_empty_path_is_refused(path: str) -> None:
-    with pytest.raises(AmplemarketConfigurationError, match="path is empty"):
+    with pytest.raises(AmplemarketConfigurationError, match="must begin with a scheme"):
         Archive(path)
 
 
@@ -502,22 +572,44 @@ PUBLISH = """
 with archive.staging() as directory:
     file = directory / "file"
     with file.open("wb") as output:
-        for number in range(20):
-            output.write(bytes(8 * 1024**2))
-            if archive.is_local and number == 2:
+        for number in range(int(sys.argv[3])):
+            output.write(bytes(1024**2))
+            if archive.is_local and number == 1:
                 print("under way", flush=True)
                 time.sleep(60)
     archive.publish(file, key, "audio/mpeg")
 """
 
+# Linux forgets the peak so far when 5 is written there.
+MEASURE = """
+def memory(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) // 1024 for line in file if line.startswith(name + ":"))
 
-class child:  # noqa: N801
+def publish(size):
+    file = directory / "file"
+    with file.open("wb") as output:
+        for _ in range(size):
+            output.write(bytes(1024**2))
+    archive.publish(file, key, "audio/mpeg")
+
+with archive.staging() as directory:
+    publish(12)  # which imports what there is to import
+    before = memory("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    publish(int(sys.argv[3]))
+    print(memory("VmHWM") - before, flush=True)
+"""
+
+
+class child:
     """A process of its own that works on an archive and is killed at the end of the block, if not before."""
 
-    def __init__(self, script: str, root: str, key: str) -> None:
+    def __init__(self, script: str, root: str, key: str, *arguments: str) -> None:
         opening = "import sys, time\nfrom airflow_provider_amplemarket.archive import Archive\n"
         opening += "archive, key = Archive(sys.argv[1]), sys.argv[2]\n"
-        command = [sys.executable, "-c", opening + script, root, key]
+        command = [sys.executable, "-c", opening + script, root, key, *arguments]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def __enter__(self) -> subprocess.Popen[bytes]:
@@ -526,11 +618,6 @@ class child:  # noqa: N801
     def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.communicate()
-
-
-def uploads_under_way(store: Store) -> bool:
-    answer = s3_client(endpoint_of(store)).list_multipart_uploads(Bucket=BUCKET)
-    return any(upload for upload in answer.get("Uploads", []))
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pendulum
 import pytest
 
-from airflow_provider_amplemarket.archive import STAGING, Archive
+from airflow_provider_amplemarket.archive import STAGING, Archive, Entry
 from airflow_provider_amplemarket.downloads import OUTAGE, Downloads
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
@@ -212,8 +212,15 @@ def test_refusal_stops_the_run_and_is_no_failure(tmp_path: Path) -> None:
     assert len(case.ledger.unused) + len(case.ledger.answered) == len(case.ledger.given)
 
 
-@pytest.mark.parametrize("error", [AuthenticationError("401", status=401), RuntimeError("unforeseen")])
-def test_what_makes_going_on_pointless_stops_at_once(tmp_path: Path, error: Exception) -> None:
+def test_what_is_unforeseen_with_one_call_does_not_stop_the_others(tmp_path: Path) -> None:
+    case = Case(tmp_path, 9, {"c02": RuntimeError("unforeseen")})
+    case.run()
+    assert case.ids(FAILED) == ["c02"]
+    assert len(case.ids(STORED)) == 8
+
+
+def test_what_makes_going_on_pointless_stops_at_once(tmp_path: Path) -> None:
+    error = AuthenticationError("401", status=401)
     case = Case(tmp_path, 9, {"c02": error})
     with pytest.raises(type(error)) as caught:
         case.run()
@@ -225,7 +232,7 @@ def test_what_makes_going_on_pointless_stops_at_once(tmp_path: Path, error: Exce
 
 def test_outage(tmp_path: Path) -> None:
     case = Case(tmp_path, 30, {f"c{number:02}": AmplemarketAPIError("503", status=503) for number in range(3, 30)})
-    with pytest.raises(AmplemarketAPIError, match="10 requests in a row failed, the last one with: 503"):
+    with pytest.raises(AmplemarketError, match="10 requests in a row failed, the last one with: 503"):
         case.run()
     assert case.ids(STORED) == ["c00", "c01", "c02"]
     assert OUTAGE <= len(case.ids(FAILED)) <= OUTAGE + 2
@@ -271,13 +278,42 @@ def test_archive_that_does_not_take_a_failure_stops_the_run(tmp_path: Path, monk
             raise ArchiveError("no room")
         write(self, place, record, directory)
 
+    def full(self: Archive) -> None:
+        raise ArchiveError("no room")
+
     monkeypatch.setattr(Archive, "write_record", refuse)
+    monkeypatch.setattr(Archive, "check_writable", full)
     with pytest.raises(ArchiveError, match="no room"):
         case.run()
     assert case.hook.asked == ["c00", "c01"]
     assert case.ids(STORED) == ["c00"]
     assert set(case.ledger.answered) <= set(case.ledger.given)
     assert len(case.ledger.answered) == 2
+
+
+def test_a_sidecar_that_cannot_be_written_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(tmp_path, 6, {"c01": RecordingNotFoundError("404", status=404)})
+    write = Archive.write_record
+
+    def refuse(self: Archive, place: Any, record: Mapping[str, Any], directory: Path) -> None:
+        if record["status"] == NOT_FOUND:
+            raise OSError(36, "File name too long")
+        write(self, place, record, directory)
+
+    monkeypatch.setattr(Archive, "write_record", refuse)
+    case.run()
+    assert case.ids(NOT_FOUND) == ["c01"]
+    assert len(case.ids(STORED)) == 5
+
+
+def test_what_failed_before_is_asked_for_last(tmp_path: Path) -> None:
+    case = Case(tmp_path, 4)
+    item = case.plan.items["c00"]
+    case.plan.set(Item(item.call, Entry(item.entry.place, None, {"status": FAILED})), MISSING)
+    case.run()
+    assert case.hook.asked == ["c01", "c02", "c03", "c00"]
 
 
 def test_adopting_nothing_leaves_no_trace(tmp_path: Path) -> None:

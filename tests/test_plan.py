@@ -60,7 +60,7 @@ def item(
 
 
 def decided(of: Item, attempt: Attempt = FIRST_TRY, *, overwrite: bool = False, days: float = 2) -> str:
-    return decide(of, attempt, overwrite=overwrite, not_found_for=timedelta(days=days), now=NOW)
+    return decide(of, attempt, overwrite=overwrite, not_found_for=timedelta(days=days))
 
 
 # --- Who asks -------------------------------------------------------------------------------------------------------
@@ -153,11 +153,17 @@ def test_too_large_is_final_but_for_overwriting(writer: Attempt) -> None:
 
 @others
 def test_not_found_is_asked_for_again_until_the_call_is_old(writer: Attempt) -> None:
-    call = item(record(NOT_FOUND, writer), start="2026-11-20T12:00:00Z")
+    call = item(record(NOT_FOUND, writer, answered_at="2026-11-23T12:00:00+00:00"), start="2026-11-20T12:00:00Z")
     assert decided(call, days=3) == MISSING
     assert decided(call, days=2.999) == NOT_FOUND
     assert decided(call, days=0) == NOT_FOUND
     assert decided(call, days=0, overwrite=True) == MISSING
+
+
+@pytest.mark.parametrize("answered_at", ["2026-11-20T13:00:00+00:00", None])
+def test_not_found_is_not_final_by_waiting_alone(answered_at: str | None) -> None:
+    call = item(record(NOT_FOUND, OTHERS["another run"], answered_at=answered_at), start="2026-11-20T12:00:00Z")
+    assert decided(call, days=0.5) == MISSING
 
 
 @pytest.mark.parametrize(
@@ -165,12 +171,14 @@ def test_not_found_is_asked_for_again_until_the_call_is_old(writer: Attempt) -> 
     [("2026-11-20T12:00:00+00:00", NOT_FOUND), ("2026-11-22T12:00:00+00:00", MISSING), (None, MISSING), ("x", MISSING)],
 )
 def test_an_undated_call_is_old_after_its_first_request(first_requested_at: str | None, status: str) -> None:
-    sidecar = record(NOT_FOUND, OTHERS["another run"], first_requested_at=first_requested_at)
+    times = {"first_requested_at": first_requested_at, "answered_at": "2026-11-23T12:00:00+00:00"}
+    sidecar = record(NOT_FOUND, OTHERS["another run"], **times)
     assert decided(item(sidecar, start=None)) == status
 
 
 def test_the_sidecar_knows_the_start_that_the_list_does_not() -> None:
-    sidecar = record(NOT_FOUND, OTHERS["another run"], start_date="2026-11-20T12:00:00+00:00")
+    times = {"start_date": "2026-11-20T12:00:00+00:00", "answered_at": "2026-11-23T12:00:00+00:00"}
+    sidecar = record(NOT_FOUND, OTHERS["another run"], **times)
     undated = Item({"id": "a"}, Entry(PLACE, None, sidecar))
     assert undated.start == pendulum.datetime(2026, 11, 20, 12)
     assert decided(undated) == NOT_FOUND

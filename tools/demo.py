@@ -11,7 +11,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from tests.sandbox import Sandbox
 from tools import home
@@ -55,7 +54,7 @@ def _show(result: list[dict[str, Any]], summary: dict[str, Any], spent: int) -> 
     table = [("CALL", "BEGAN", "STATUS", "SIZE", "OBJECT")]
     for row in result:
         began = (row["start_date"] or "")[:16].replace("T", " ")
-        target = row["uri"].removeprefix(home.ARCHIVE.as_uri() + "/")
+        target = row["uri"].removeprefix(f"file://{home.ARCHIVE}/")
         table.append((row["call_id"][:8], began, row["status"], f"{row['size']:,}", target))
     widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
     for cells in table:
@@ -76,7 +75,7 @@ def _verify(result: list[dict[str, Any]], summary: dict[str, Any], sandbox: Sand
     """Hold the archive against its sidecars, and against the sandbox where there is one."""
     problems = []
     for row in result:
-        path = Path(unquote(urlsplit(row["uri"]).path))
+        path = Path(row["uri"].removeprefix("file://"))
         audio = path.read_bytes()
         sidecar = json.loads(path.with_suffix(".json").read_text())
         if not (hashlib.sha256(audio).hexdigest() == sidecar["sha256"] == row["sha256"]):

@@ -58,7 +58,7 @@ def environment(conn: str) -> dict[str, str]:
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME / 'airflow.db'}",
         f"AIRFLOW_CONN_{CONN_ID.upper()}": conn,
-        "AIRFLOW_VAR_AMPLEMARKET_ARCHIVE": ARCHIVE.as_uri(),
+        "AIRFLOW_VAR_AMPLEMARKET_ARCHIVE": f"file://{ARCHIVE}",
         "NO_COLOR": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }

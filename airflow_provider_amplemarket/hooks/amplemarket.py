@@ -174,6 +174,8 @@ class AmplemarketHook(BaseHook):
         session = _Session()
         session.auth = BearerAuth(self.settings.api_key, self.settings.base_url)
         session.headers["User-Agent"] = f"airflow-provider-amplemarket/{__version__}"
+        # A proxy would see the key of a connection without TLS.
+        session.trust_env = self.settings.base_url.startswith("https:")
         # A compressed body can end early without anyone noticing, or grow without bounds.
         session.headers["Accept-Encoding"] = "identity"
         for scheme in ("https://", "http://"):

@@ -82,8 +82,8 @@ class AmplemarketRecordingOperator(BaseOperator):
     :param overwrite: ask for recordings that are archived, too.
     :param not_found_for: how long after its start a call that the API has no recording of (404) is asked for again.
     :param max_concurrency: downloads at once, 1 to 32.
-    :param max_wait: how long the task may wait for quota in total; when more is needed it fails with what is left.
-        None waits as long as it takes.
+    :param max_wait: how long after its start a try may still wait for quota; when more is needed it fails with
+        what is left. None waits as long as it takes.
     :param deferrable: wait in the triggerer; False sleeps in the worker.
     :param amplemarket_conn_id: connection of type ``amplemarket``. (templated)
     :param pool: the pool that gives one task at a time its turn.
@@ -188,7 +188,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         self._cancel = cancel = threading.Event()
         settings = self.hook.settings
         limit = RateLimit(settings.recording_limit, settings.recording_period)
-        archive = Archive(self.path, self.storage_conn_id, Layout(self.key))
+        archive = Archive(self.path, _text(self.storage_conn_id), Layout(self.key))
         attempt = Attempt.of(context)
         started_at = earlier.get("started_at") or pendulum.instance(context["ti"].start_date).isoformat()
         permits = int(earlier.get("permits_spent", 0))
@@ -251,10 +251,8 @@ class AmplemarketRecordingOperator(BaseOperator):
         else:
             self.log.info("Calls: the %d of call_ids", len(call_ids))
             calls = self._look_up(plan, call_ids)
-        now = pendulum.now("UTC")
         for item in _items(calls, archive):
-            status = decide(item, attempt, overwrite=self.overwrite, not_found_for=self.not_found_for, now=now)
-            plan.set(item, status)
+            plan.set(item, decide(item, attempt, overwrite=self.overwrite, not_found_for=self.not_found_for))
         self.log.info(
             "Found %d wanted calls (%d external, %d not selected); %d recordings to ask for",
             len(calls),
@@ -267,14 +265,21 @@ class AmplemarketRecordingOperator(BaseOperator):
     def _select(self, plan: Plan, calls: Iterable[Call]) -> dict[str, Call]:
         wanted = {}
         for call in calls:
+            name = f"#{len(plan.hopeless) + 1}: {call.get('id')!r:.100}"
             if call.get("external") is True:
                 plan.others[EXTERNAL] += 1
-            elif not self.select(call):
+                continue
+            try:
+                is_selected = self.select(call)
+            except Exception as error:
+                plan.hopeless[name] = f"select failed with {type(error).__name__}: {error}"
+                continue
+            if not is_selected:
                 plan.others[NOT_SELECTED] += 1
             elif is_plain_id(call.get("id")):
                 wanted[call["id"]] = call
             else:
-                plan.hopeless[f"#{len(plan.hopeless) + 1}: {call.get('id')!r:.100}"] = "its id is not a plain token"
+                plan.hopeless[name] = "its id is not a plain token"
         return wanted
 
     def _look_up(self, plan: Plan, call_ids: list[str]) -> dict[str, Call]:
@@ -311,9 +316,10 @@ class AmplemarketRecordingOperator(BaseOperator):
         if self.max_wait is not None:
             deadline = datetime.fromisoformat(summary["started_at"]).timestamp() + self.max_wait.total_seconds()
             if moments[0] > deadline:
+                reasons = {item.call_id: "no permit" for item in plan.having(MISSING)} | plan.failures()
                 raise ArchiveIncompleteError(
-                    f"{left} recordings are left and the quota is used up for longer than max_wait={self.max_wait} "
-                    "allows; a retry or the next run asks for them"
+                    f"The quota is used up for longer than max_wait={self.max_wait} allows; {len(reasons)} recordings "
+                    f"are left for a retry or the next run: {_list(reasons)}"
                 )
             until = min(until, deadline)
         seconds = max(until - ledger.clock(), 0.0)

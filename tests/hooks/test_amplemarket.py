@@ -1240,6 +1240,17 @@ class TestTheSession:
         assert [entry.has_authorization for entry in sandbox.recording_requests()] == [True]
         assert not any(entry.has_authorization for entry in sandbox.away_requests())
 
+    def test_a_proxy_never_sees_the_key_of_a_connection_without_tls(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with RawServer(page()) as proxy, RawServer(page()) as server:
+            for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+                monkeypatch.setenv(name, proxy.url)
+            monkeypatch.setenv("NO_PROXY", "")
+            monkeypatch.setenv("no_proxy", "")
+            connect(server.url).get_conn().get(f"{server.url}/calls")
+        assert (len(server.seen), len(proxy.seen)) == (1, 0)
+
     def test_a_netrc_file_is_not_asked_for_a_password(
         self, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -326,10 +326,10 @@ def airflow(bench: Bench, airflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> 
         file.unlink()
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    (kind,) = [kind for kind in STORES if kind.name == "moto"]
-    with kind.running(tmp_path_factory.mktemp("s3")) as running:
+@pytest.fixture(scope="session", params=[kind for kind in STORES if kind.name != "local"], ids=lambda kind: kind.name)
+def cloud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Each kind of store there is, but for the local disk."""
+    with request.param.running(tmp_path_factory.mktemp(request.param.name)) as running:
         yield running
 
 

@@ -23,6 +23,7 @@ from airflow_provider_amplemarket import staging as staging_module
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConfigurationError,
+    AmplemarketError,
     ArchiveError,
     ArchiveIncompleteError,
     LedgerError,
@@ -616,7 +617,8 @@ class TestFaults:
         assert bench.run("monday", **kwargs).ok.asked == ["gone"]
         assert bench.run("tuesday", **kwargs).ok.asked == ["gone"]
         time.sleep(1.1)
-        assert bench.run("wednesday", **kwargs).ok.asked == []
+        assert bench.run("wednesday", **kwargs).ok.asked == ["gone"]
+        assert bench.run("thursday", **kwargs).ok.asked == []
 
     def test_recording_that_is_too_large_is_final(self, bench: Bench) -> None:
         row = call("x--too-large")
@@ -656,7 +658,7 @@ class TestFaults:
         for row in rows[3:]:
             sandbox.set_fault(row["id"], fault)
         outcome = bench.run(max_concurrency=4)
-        assert type(outcome.error) is AmplemarketAPIError
+        assert type(outcome.error) is AmplemarketError
         assert "10 requests in a row failed" in str(outcome.error)
         # The threads may be two rounds ahead of the one that counts.
         assert 13 <= len(outcome.asked) <= 3 + 10 + 8
@@ -853,6 +855,54 @@ class TestReconciliation:
         assert len(outcome.asked) == 6 - len(published)
         assert bench.holds(*rows)
 
+    def test_half_a_character_in_a_call_is_no_hindrance(self, bench: Bench) -> None:
+        row = call("one", notes="Great call \ud83d")
+        bench.start(row, call("two"))
+        assert bench.run().ok.counts() == {"stored": 2}
+        assert bench.record(row)["call"]["notes"] == "Great call \ud83d"
+
+    def test_audio_that_was_cut_in_the_archive_is_never_adopted(self, bench: Bench) -> None:
+        row = call("one")
+        sandbox = bench.start(row)
+        assert bench.run("monday").ok.counts() == {"stored": 1}
+        path = bench.audio(row)
+        path.write_bytes(path.read_bytes()[:100])
+        sandbox.set_fault("one", "error-500", times=1)
+        assert isinstance(bench.run("tuesday").error, ArchiveIncompleteError)
+        assert bench.run("wednesday").ok.asked == ["one"]
+        assert bench.holds(row)
+
+    def test_overwriting_that_dies_before_the_sidecar_is_hashed_anew(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = call("one")
+        bench.start(row)
+        assert bench.run("monday").ok.counts() == {"stored": 1}
+        sidecar = bench.record(row)
+        bench.sidecar(row).write_text(json.dumps({**sidecar, "status": "overwriting", "sha256": "of the old one"}))
+        outcome = bench.run("tuesday").ok
+        assert outcome.asked == []
+        assert bench.record(row)["sha256"] == sidecar["sha256"]
+        assert bench.holds(row)
+
+    def test_select_that_fails_for_one_call_does_not_stop_the_others(self, bench: Bench) -> None:
+        odd = call("odd")
+        del odd["duration"]
+        bench.start(odd, call("one"), call("two"))
+        outcome = bench.run(select=lambda row: row["duration"] > 0)
+        assert isinstance(outcome.error, ArchiveIncompleteError)
+        assert "select failed with KeyError" in str(outcome.error)
+        assert outcome.counts() == {"stored": 2, "failed": 1}
+
+    def test_calls_that_always_fail_do_not_keep_the_others_waiting(self, bench: Bench) -> None:
+        rows = calls(30)
+        sandbox = bench.start(*rows, limit=100)
+        for row in rows[:25]:
+            sandbox.set_fault(row["id"], "error-500")
+        for run in ("monday", "tuesday", "wednesday"):
+            bench.run(run)
+        assert all(bench.has(row) for row in rows[25:])
+
     def test_upload_that_fails_is_made_again_without_another_request(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -875,9 +925,12 @@ class TestReconciliation:
         bench.start(*calls(30))
         monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
         replace = os.replace
+        fills = threading.Event()
 
         def full(source: Any, target: Any) -> None:
             if str(target).endswith(".mp3"):
+                fills.set()
+            if fills.is_set():
                 raise OSError(28, "No space left on device")
             replace(source, target)
 
@@ -1026,7 +1079,9 @@ def test_wrong_parameters_are_refused_while_the_dag_is_parsed(kwargs: Row, told:
 @pytest.mark.parametrize(
     ("kwargs", "told"),
     [
-        ({"path": ""}, "path is empty"),
+        ({"path": ""}, "path='' must begin with a scheme"),
+        ({"path": "None"}, "path='None' must begin with a scheme"),
+        ({"path": "recordings"}, "path='recordings' must begin with a scheme"),
         ({"path": "nowhere://x"}, "path='nowhere://x'"),
         ({"start": "last week"}, "start='last week' is no moment"),
         ({"end": "2026-13-01"}, "end='2026-13-01' is no moment"),
@@ -1255,35 +1310,44 @@ class TestInAirflow:
         assert len(bench.sandbox.recording_requests()) == 2
         assert not (bench.root / archive_module.STAGING).exists()
 
-    def test_archive_on_s3(
-        self, bench: Bench, airflow: RealAirflow, s3: Store, monkeypatch: pytest.MonkeyPatch
+    def test_archive_in_a_cloud(
+        self, bench: Bench, airflow: RealAirflow, cloud: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rows = calls(8)
         bench.start(*rows, call("x--too-large"), limit=6, period=4.0)
-        (conn_id,) = s3.connections
         folder = f"run-{time.time_ns()}"
-        root = s3.root.replace(f"{conn_id}@", "") + f"/{folder}"
+        root, conn_id = cloud.apart
+        root += f"/{folder}"
+        put, failures = archive_module.Archive._put, ["first", "second"]
+
+        def fail_twice(archive: archive_module.Archive, local: Path, key: str, content_type: str) -> None:
+            if key.endswith(".mp3") and failures:
+                raise OSError(failures.pop())
+            put(archive, local, key, content_type)
+
+        monkeypatch.setattr(archive_module.Archive, "_put", fail_twice)
         body = f"Archive(task_id='archive', path={root!r}, storage_conn_id={conn_id!r})"
         run = airflow.test(body)
         assert run.state == "success"
         for row in rows:
             place = Layout().place(row)
-            assert s3.head(f"{folder}/{place.audio}") == (len(bench.sandbox.recording(row["id"])), "audio/mpeg")
-            assert s3.head(f"{folder}/{place.sidecar}")[1] == "application/json"
+            assert cloud.head(f"{folder}/{place.audio}") == (len(bench.sandbox.recording(row["id"])), "audio/mpeg")
+            assert cloud.head(f"{folder}/{place.sidecar}")[1] == "application/json"
             size, digest = archive_module.Archive(root, conn_id).digest(place.audio)
             assert (size, digest) == (
                 len(bench.sandbox.recording(row["id"])),
                 bench.sandbox.recording_sha256(row["id"]),
             )
         assert bench.sandbox.most_in_any_period() <= 6
+        assert failures == []
         again = airflow.test(body)
         assert {row["status"] for row in again.xcom()} == {"already_stored"}
         assert again.xcom("summary")["too_large"] == 1
         assert len(bench.sandbox.recording_requests()) == 9
 
-    def test_missing_bucket_costs_no_request(self, bench: Bench, airflow: RealAirflow, s3: Store) -> None:
+    def test_missing_bucket_costs_no_request(self, bench: Bench, airflow: RealAirflow, cloud: Store) -> None:
         bench.start(*calls(2))
-        run = airflow.test(f"Archive(task_id='archive', path={s3.missing!r})")
+        run = airflow.test(f"Archive(task_id='archive', path={cloud.missing!r})")
         assert run.state == "failed"
         assert bench.sandbox.recording_requests() == []
 
