@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -45,6 +47,8 @@ MAX_RECORDING_SIZE = 1024**3
 #: Pages after which a listing that does not end is given up.
 MAX_PAGES = 100_000
 MAX_REDIRECTS = 5
+#: Seconds after which a body that still trickles in is given up.
+MAX_DOWNLOAD_TIME = 3600.0
 
 _CHUNK = 1024**2
 _LIST_ATTEMPTS = 6
@@ -130,6 +134,7 @@ class AmplemarketHook(BaseHook):
     def __init__(self, amplemarket_conn_id: str = default_conn_name) -> None:
         super().__init__()
         self.amplemarket_conn_id = amplemarket_conn_id
+        self._under_way: set[requests.Response] = set()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -256,7 +261,8 @@ class AmplemarketHook(BaseHook):
             answered_at = pendulum.now("UTC")
             content_type = self._check_header(response)
             try:
-                size, digest, head = self._save(response, Path(target), cancelled)
+                with self._watched(response):
+                    size, digest, head = self._save(response, Path(target), cancelled)
                 like_mpeg = is_mpeg(head)
                 if not like_mpeg and is_text(head):
                     raise InvalidRecordingError(f"{content_type} was announced, but the body is text")
@@ -273,6 +279,24 @@ class AmplemarketHook(BaseHook):
             answered_at=answered_at,
             received_at=pendulum.now("UTC"),
         )
+
+    def abort(self) -> None:
+        """End the downloads under way, from another thread or a signal's handler; they raise."""
+        for response in tuple(self._under_way):
+            _shut_down(response)
+
+    @contextmanager
+    def _watched(self, response: requests.Response) -> Iterator[None]:
+        """Let :meth:`abort` and the clock end a read that waits for the next byte."""
+        timer = threading.Timer(MAX_DOWNLOAD_TIME, _shut_down, [response])
+        timer.daemon = True
+        timer.start()
+        self._under_way.add(response)
+        try:
+            yield
+        finally:
+            self._under_way.discard(response)
+            timer.cancel()
 
     def _pages(self, params: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
         base = self.settings.base_url
@@ -499,6 +523,11 @@ class AmplemarketHook(BaseHook):
         if isinstance(value, dict):
             return {self._redact(name): self._redact(item) for name, item in value.items()}
         return value
+
+
+def _shut_down(response: requests.Response) -> None:
+    with suppress(OSError, ValueError):  # it has ended meanwhile
+        response.raw.shutdown()
 
 
 def _iso(moment: datetime) -> str:

@@ -183,6 +183,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         """End the downloads under way."""
         if self._cancel is not None:
             self._cancel.set()
+            self.hook.abort()
 
     def _reconcile(self, context: Context, earlier: Mapping[str, Any]) -> list[dict[str, Any]]:
         self._cancel = cancel = threading.Event()

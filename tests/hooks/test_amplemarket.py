@@ -935,6 +935,25 @@ class TestARecordingThatDoesNotCome:
         with Sandbox(calls=[make_call(id="abc--large-3", start_date=END)]) as sandbox:
             assert download(connect(sandbox.url), "abc--large-3", target, cancelled=lambda: False).size == 3 * MIB
 
+    def test_a_body_that_trickles_in_for_too_long_is_given_up(
+        self, connect: Connect, target: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(amplemarket, "MAX_DOWNLOAD_TIME", 0.3)
+        row = make_call(id="abc--drip", start_date=END)
+        with Sandbox(calls=[row]) as sandbox, pytest.raises(InvalidRecordingError, match="cut short"):
+            download(connect(sandbox.url), "abc--drip", target)
+        assert list(target.parent.iterdir()) == []
+
+    def test_aborting_ends_a_read_that_waits_for_the_next_byte(self, connect: Connect, target: Path) -> None:
+        with Sandbox(calls=[make_call(id="abc--drip", start_date=END)]) as sandbox:
+            hook = connect(sandbox.url)
+            timer = threading.Timer(0.5, hook.abort)
+            timer.start()
+            with pytest.raises(InvalidRecordingError, match="cut short"):
+                download(hook, "abc--drip", target)
+            timer.join()
+        assert list(target.parent.iterdir()) == []
+
     def test_no_file_is_left_after_an_interruption(self, connect: Connect, target: Path) -> None:
         def interrupt() -> bool:
             raise KeyboardInterrupt
