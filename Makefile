@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo airflow sandbox test test-stores lint format types wheel constraints clean
+.PHONY: demo airflow sandbox test test-stores test-e2e lint format types wheel constraints clean
 
 demo: .venv/ready        ## archive a day of calls and show what came of it
 	@$(BIN)/python -m tools.demo
@@ -14,7 +14,10 @@ sandbox: .venv/ready     ## the sandbox of the API alone, until Ctrl-C
 	@$(BIN)/python -m tests.sandbox
 
 test: .venv/ready        ## all tests, with branch coverage
-	@AMPLEMARKET_TEST_STORES=local,moto $(BIN)/python -m pytest --cov --cov-report=term
+	@AMPLEMARKET_TEST_STORES=local,moto $(BIN)/python -m pytest --ignore=tests/e2e --cov --cov-report=term
+
+test-e2e: .venv/e2e      ## a whole Airflow on PostgreSQL; takes eight minutes
+	@$(BIN)/python -m pytest tests/e2e
 
 test-stores: .stores/ready  ## the archive on rclone's S3, Azure and Google Cloud Storage, each an emulator
 	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs .stores/venv/bin/python -m pytest \
@@ -34,7 +37,7 @@ wheel: .venv/ready
 
 # The versions that the project is tested with, resolved anew.
 constraints: .venv/ready
-	@$(BIN)/pip install -q uv && $(BIN)/uv pip compile -q --upgrade --extra dev --no-annotate --no-header \
+	@$(BIN)/pip install -q uv && $(BIN)/uv pip compile -q --upgrade --extra dev --extra e2e --no-annotate --no-header \
 	  --python-version 3.11 -o constraints.txt pyproject.toml
 
 clean:
@@ -46,6 +49,9 @@ clean:
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]' > .venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
 	@touch $@
+
+.venv/e2e: .venv/ready
+	@$(BIN)/pip install -q -c constraints.txt -e '.[e2e]' && touch $@
 
 # An environment of its own: Google's provider is large and holds other packages back.
 .stores/ready: pyproject.toml constraints-stores.txt

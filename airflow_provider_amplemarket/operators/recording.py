@@ -146,6 +146,13 @@ class AmplemarketRecordingOperator(BaseOperator):
         self.amplemarket_conn_id = amplemarket_conn_id
         self._check()
 
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Map the operator; Airflow would not see the default of ``pool`` then, but run the tasks in its own."""
+        partial = super().partial(**kwargs)
+        partial.kwargs.setdefault("pool", POOL_NAME)
+        return partial
+
     def _check(self) -> None:
         """Refuse what cannot work while the DAG is parsed."""
 

@@ -1162,6 +1162,23 @@ class TestKill:
             assert len(bench.sandbox.recording_requests()) == 2
 
 
+@pytest.mark.parametrize(
+    ("default_args", "given", "pool"),
+    [
+        ({}, {}, "amplemarket_recordings"),
+        ({}, {"pool": "emea"}, "emea"),
+        ({"pool": "of_the_dag"}, {}, "of_the_dag"),
+    ],
+)
+def test_mapped_tasks_take_their_turn_in_the_pool_too(default_args: Row, given: Row, pool: str) -> None:
+    from airflow.sdk import DAG
+
+    with DAG("mapped", schedule=None, default_args=default_args):
+        mapped = AmplemarketRecordingOperator.partial(task_id="archive", path="file:///archive", **given)
+        assert mapped.expand(call_ids=[["a"], ["b"]]).pool == pool
+        assert AmplemarketRecordingOperator(task_id="one", path="file:///archive", **given).pool == pool
+
+
 class TestInAirflow:
     """Tasks that Airflow runs itself."""
 
