@@ -11,7 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,7 +90,9 @@ class Archive:
                 f"path={path!r} must begin with a scheme: s3://, gs://, abfs:// or file:///"
             )
         try:
-            self.path = ObjectStoragePath(str(path), conn_id=conn_id or None)
+            # Before 3.2, Airflow prefers a None given here to the connection that the path names.
+            given = {"conn_id": conn_id} if conn_id else {}
+            self.path = ObjectStoragePath(str(path), **given)
             self.fs: AbstractFileSystem = self.path.fs
         except (ImportError, ValueError) as error:
             raise AmplemarketConfigurationError(f"path={path!r} cannot be used: {error}") from error
@@ -124,9 +126,12 @@ class Archive:
         if self.is_local:
             return staging(Path(self._root) / STAGING)
         parent = Path(tempfile.gettempdir()) / f"airflow-provider-amplemarket-{os.getuid()}"
-        parent.mkdir(mode=0o700, exist_ok=True)
-        if parent.stat().st_uid != os.getuid():
-            raise ArchiveError(f"{parent} belongs to another user; set TMPDIR to a folder of your own")
+        # Another task that ends may remove it at any moment; staging() makes it again.
+        with suppress(FileExistsError):
+            parent.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):
+            if parent.stat().st_uid != os.getuid():
+                raise ArchiveError(f"{parent} belongs to another user; set TMPDIR to a folder of your own")
         return staging(parent)
 
     def entries(self, places: Iterable[Place]) -> dict[str, Entry]:

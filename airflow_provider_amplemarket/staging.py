@@ -22,7 +22,8 @@ def staging(parent: Path) -> Iterator[Path]:
 
     :param parent: the folder that such directories, and nothing else, lie in; made where it is missing.
     """
-    _sweep(parent)
+    with suppress(FileNotFoundError):  # another task's end removed it meanwhile
+        _sweep(parent)
     directory, lock = _make(parent)
     try:
         yield directory
@@ -35,7 +36,9 @@ def staging(parent: Path) -> Iterator[Path]:
 
 def _make(parent: Path) -> tuple[Path, int]:
     while True:
-        parent.mkdir(parents=True, exist_ok=True)
+        parent.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # and not exist_ok, which minds that it is gone again a moment later
+            parent.mkdir()
         with suppress(FileNotFoundError):  # a sweep, or another task's end, was quicker
             directory = Path(tempfile.mkdtemp(dir=parent))
             lock = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)

@@ -297,6 +297,11 @@ class TestEveryStore:
             Archive(root, conn_id=conn_id).check_writable()
         assert not any(secret in str(caught.value) for secret in ("secretsecret", "AccountKey"))
 
+    def test_connection_may_be_named_in_the_path(self, archive: Archive, store: Store) -> None:
+        _, conn_id = store.apart
+        assert archive.path.conn_id == conn_id
+        assert store.root in archive.uri(place().audio)
+
     def test_connection_may_be_given_apart(self, store: Store, folder: str) -> None:
         root, conn_id = store.apart
         publish(Archive(f"{root}/{folder}", conn_id=conn_id), place().audio)
@@ -418,6 +423,17 @@ class TestEveryStore:
         assert not directory.parent.exists()
         assert listing(archive) == set()
 
+    def test_many_tasks_may_stage_at_once(
+        self, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def work(number: int) -> bool:
+            with archive.staging() as directory:
+                return directory.is_dir()
+
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        with ThreadPoolExecutor(16) as tasks:
+            assert all(tasks.map(work, range(300)))
+
     @pytest.mark.parametrize("size", [3, 96], ids=["one-request", "many-parts"])
     @pytest.mark.parametrize("is_there", [False, True], ids=["new", "overwriting"])
     def test_kill_in_the_middle_of_an_upload_changes_nothing_in_sight(
@@ -440,7 +456,7 @@ class TestEveryStore:
             store.relay.hold(after=size * MIB // 2)
         with child(PUBLISH, f"{store.root}/{folder}", place().audio, str(size)) as writer:
             # On a local disk publishing is one rename, so the middle of it is the writing of the file.
-            wait_for(store.relay.reached.is_set if store.relay else writer.stdout.readline)
+            wait_for(store.relay.reached.is_set if store.relay else lambda: b"under way" in writer.stdout.readline())
             writer.send_signal(signal.SIGKILL)
             writer.wait()
         if store.relay:

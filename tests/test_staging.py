@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,6 +146,30 @@ def test_a_parent_that_is_removed_meanwhile_is_made_again(parent: Path, monkeypa
     with staging(parent) as directory:
         assert directory.is_dir()
     assert len(tries) == 2
+
+
+def test_a_parent_that_is_removed_as_soon_as_it_was_found_is_made_again(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, found = os.mkdir, []
+
+    def make(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path == parent and not found:
+            found.append(path)
+            raise FileExistsError(path)
+        mkdir(path, *args, **kwargs)
+
+    parent.parent.mkdir()
+    monkeypatch.setattr(os, "mkdir", make)
+    with staging(parent) as directory:
+        assert directory.is_dir()
+    assert found
+
+
+def test_a_file_in_the_place_of_the_parent_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError), staging(tmp_path / "file"):
+        pass
 
 
 def test_a_directory_that_is_swept_before_it_is_locked_is_made_again(
