@@ -34,23 +34,24 @@ def main() -> int:
         began = time.monotonic()
         home.run("run", ["airflow", "dags", "test", home.DAG_ID], env, watch=_show_wait)
         print(f"DAG        dags/{home.DAG_ID}.py, run in {time.monotonic() - began:.0f} s\n")
-        results = _results(env)
-        _show(**results)
-        return _verify(results["result"], results["summary"], sandbox)
+        found = results(env)
+        show(**found)
+        return verify(found["result"], found["summary"], sandbox)
 
 
-def _results(env: dict[str, str]) -> dict[str, Any]:
+def results(env: dict[str, str]) -> dict[str, Any]:
     """Read what the run has pushed."""
     command = [sys.executable, "-m", "tools.results", home.DAG_ID, home.CONN_ID, str(home.LIMIT), str(home.PERIOD)]
     done = subprocess.run(command, env=env, cwd=home.CHECKOUT, capture_output=True, text=True)
     if done.returncode:
         print(f"\nThe run's result cannot be read:\n{done.stderr[-4000:]}")
         raise home.StepError("results")
-    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return results
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def _show(result: list[dict[str, Any]], summary: dict[str, Any], spent: int) -> None:
+def show(result: list[dict[str, Any]], summary: dict[str, Any], spent: int) -> None:
+    """Print what was archived, and what that cost."""
     table = [("CALL", "BEGAN", "STATUS", "SIZE", "OBJECT")]
     for row in result:
         began = (row["start_date"] or "")[:16].replace("T", " ")
@@ -71,7 +72,7 @@ def _show(result: list[dict[str, Any]], summary: dict[str, Any], spent: int) -> 
     print(f"Listen     {_shown(home.ARCHIVE)}/date=*/*.mp3")
 
 
-def _verify(result: list[dict[str, Any]], summary: dict[str, Any], sandbox: Sandbox | None) -> int:
+def verify(result: list[dict[str, Any]], summary: dict[str, Any], sandbox: Sandbox | None) -> int:
     """Hold the archive against its sidecars, and against the sandbox where there is one."""
     problems = []
     for row in result:
