@@ -6,6 +6,7 @@ import configparser
 import email
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -15,8 +16,10 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import airflow_provider_amplemarket
+from tools.matrix import LOWEST, SERIES, Series
 
 ROOT = Path(airflow_provider_amplemarket.__file__).resolve().parents[1]
 PACKAGE = "airflow_provider_amplemarket"
@@ -30,6 +33,11 @@ def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | Non
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def versions(series: Series) -> dict[str, str]:
+    """Read what a series is tested with."""
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / series.constraints).read_text(), re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +112,19 @@ class TestWhatIsInTheWheel:
         always = [line for line in needed if "extra ==" not in line]
         assert not [line for line in always if any(store in line for store in ("amazon", "google", "azure", "fsspec"))]
 
+    def test_it_names_the_pythons_of_the_matrix(self, metadata: Message) -> None:
+        prefix = "Programming Language :: Python :: 3."
+        named = {line.removeprefix(prefix) for line in metadata.get_all("Classifier", []) if line.startswith(prefix)}
+        assert {f"3.{minor}" for minor in named} == {python for series in SERIES for python in series.pythons}
+
+    def test_the_lowest_versions_it_allows_are_in_the_matrix(self, metadata: Message) -> None:
+        tested = versions(LOWEST)
+        assert (LOWEST.airflow, LOWEST.pythons[0]) == (tested["apache-airflow"], metadata["Requires-Python"][2:])
+        for line in metadata.get_all("Requires-Dist", []):
+            if "extra ==" not in line or "extra == 's3'" in line:
+                for name, lowest in re.findall(r"^([\w-]+).*>=([\d.]+)", line):
+                    assert Version(tested[name]) == Version(lowest), line
+
     def test_airflow_finds_the_provider_and_its_plugin_by_entry_points(self, wheel: Path) -> None:
         parser = configparser.ConfigParser()
         with zipfile.ZipFile(wheel) as archive:
@@ -112,6 +133,21 @@ class TestWhatIsInTheWheel:
             "apache_airflow_provider": {"provider_info": f"{PACKAGE}.get_provider_info:get_provider_info"},
             "airflow.plugins": {"amplemarket": f"{PACKAGE}.plugin:AmplemarketPlugin"},
         }
+
+
+class TestTheMatrix:
+    @pytest.mark.parametrize("series", SERIES, ids=lambda series: series.name)
+    def test_the_readme_names_what_is_tested(self, series: Series) -> None:
+        row = rf"^\| {re.escape(series.airflow)}\b.* \| {', '.join(series.pythons)} \| `{series.constraints}` \|$"
+        assert re.search(row, (ROOT / "README.md").read_text(), re.MULTILINE)
+
+    def test_the_readme_names_nothing_else(self) -> None:
+        rows = re.findall(r"^\| 3\.\d+\.\d+\b", (ROOT / "README.md").read_text(), re.MULTILINE)
+        assert len(rows) == len(SERIES)
+
+    @pytest.mark.parametrize("series", SERIES, ids=lambda series: series.name)
+    def test_the_constraints_are_of_that_airflow(self, series: Series) -> None:
+        assert versions(series)["apache-airflow"] == series.airflow
 
 
 class TestWhatAirflowMakesOfTheWheel:
