@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo airflow sandbox test test-stores test-e2e lint format types wheel constraints clean
+MEMBERS ?=
+JOBS ?= 2
+
+.PHONY: demo airflow sandbox test test-stores test-e2e test-matrix lint format types wheel constraints clean
 
 demo: .venv/ready        ## archive a day of calls and show what came of it
 	@$(BIN)/python -m tools.demo
@@ -18,6 +21,9 @@ test: .venv/ready        ## all tests, with branch coverage
 
 test-e2e: .venv/e2e      ## a whole Airflow on PostgreSQL; takes eight minutes
 	@$(BIN)/python -m pytest tests/e2e
+
+test-matrix: .venv/ready  ## the wheel with each Airflow and Python, or with MEMBERS=ends, MEMBERS="airflow-3.1-py3.12 …"
+	@$(BIN)/python -m tools.matrix --jobs $(JOBS) $(MEMBERS)
 
 test-stores: .stores/ready  ## the archive on rclone's S3, Azure and Google Cloud Storage, each an emulator
 	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs .stores/venv/bin/python -m pytest \
@@ -37,11 +43,11 @@ wheel: .venv/ready
 
 # The versions that the project is tested with, resolved anew.
 constraints: .venv/ready
-	@$(BIN)/pip install -q uv && $(BIN)/uv pip compile -q --upgrade --extra dev --extra e2e --no-annotate --no-header \
+	@$(BIN)/uv pip compile -q --upgrade --universal --extra dev --extra e2e --no-annotate --no-header \
 	  --python-version 3.11 -o constraints.txt pyproject.toml
 
 clean:
-	@rm -rf .venv .stores .airflow .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist
+	@rm -rf .venv .venv-matrix .stores .airflow .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
