@@ -33,6 +33,9 @@ WRITE_CHECK = ".amplemarket-write-check"
 
 _CHUNK = 8 * 1024**2
 _UPLOAD_ATTEMPTS = 4
+#: Seconds for an upload of nothing, and bytes that each further second is good for.
+_UPLOAD_PATIENCE = 120.0
+_SLOWEST_UPLOAD = 10_000
 _READERS = 16
 
 
@@ -266,16 +269,20 @@ class Archive:
         if self.is_local:
             _move(local, Path(self._full(key)))
         else:
-            self.fs.put_file(str(local), self._full(key), **self._upload_options(content_type))
+            self.fs.put_file(str(local), self._full(key), **self._upload_options(content_type, local.stat().st_size))
 
-    def _upload_options(self, content_type: str) -> dict[str, Any]:
-        """Say content type and bounded memory in each store's own words; others may not take either."""
+    def _upload_options(self, content_type: str, size: int) -> dict[str, Any]:
+        """Say content type, bounded memory and when to give up in each store's own words; others may not take them."""
+        # The stores' clients wait for ever for a server that takes no more, and some versions of them after a cut
+        # connection, too. It is fsspec that ends them.
+        timeout = _UPLOAD_PATIENCE + size / _SLOWEST_UPLOAD
         if "s3" in self._protocols:
-            return {"ContentType": content_type, "chunksize": _CHUNK, "max_concurrency": 2}
+            return {"timeout": timeout, "ContentType": content_type, "chunksize": _CHUNK, "max_concurrency": 2}
         if "gs" in self._protocols:
-            return {"content_type": content_type, "chunksize": _CHUNK}
+            return {"timeout": timeout, "content_type": content_type, "chunksize": _CHUNK}
         if "abfs" in self._protocols:
-            return {"content_settings": {"content_type": content_type}, "max_concurrency": 2}
+            settings = {"content_type": content_type}
+            return {"timeout": timeout, "content_settings": settings, "max_concurrency": 2}
         return {}
 
 
