@@ -19,15 +19,13 @@ PATIENCE = 300.0
 def main() -> int:
     """Run it; 0 only if the task deferred and the archive is right."""
     home.HOME.mkdir(parents=True, exist_ok=True)
-    with (
-        home.make_sandbox() as sandbox,
-        standalone.airflow(sandbox, AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False") as (_, env),
-    ):
-        states = _watch()
+    with home.make_sandbox() as sandbox:
+        with standalone.airflow(sandbox, AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False") as (_, env):
+            states = _watch()
         print(f"States     {' → '.join(states)}")
         if states[-1:] != ["success"] or "deferred" not in states:
             print("WRONG      the task was to defer and then to succeed; the end of Airflow's log:\n")
-            print(*(home.HOME / "standalone.log").read_text().splitlines()[-60:], sep="\n")
+            standalone.show_log()
             return 1
         results = demo.results(env)
         demo.show(**results)

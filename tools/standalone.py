@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,7 +18,15 @@ from contextlib import contextmanager, suppress
 from tests.sandbox import Sandbox
 from tools import home
 
+LOG = home.HOME / "airflow.log"
 PATIENCE = 180.0
+#: Not ``airflow standalone``, whose parts serve their logs to the whole network.
+PARTS = {
+    "api-server": ["--workers", "1"],
+    "scheduler": ["--skip-serve-logs"],
+    "dag-processor": [],
+    "triggerer": ["--skip-serve-logs"],
+}
 
 
 class NotStartedError(Exception):
@@ -32,9 +41,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     home.HOME.mkdir(parents=True, exist_ok=True)
     try:
-        with home.make_sandbox() as sandbox, airflow(sandbox) as (process, env):
+        with home.make_sandbox() as sandbox, airflow(sandbox) as (parts, env):
             _tell(env["AIRFLOW__API__BASE_URL"], sandbox.url)
-            return process.wait()
+            while all(part.poll() is None for part in parts):
+                time.sleep(1)
+        print(f"A part of Airflow has ended; see {LOG}")
+        return 1
     except NotStartedError:
         return 1
     except KeyboardInterrupt:
@@ -43,12 +55,12 @@ def main() -> int:
 
 
 @contextmanager
-def airflow(sandbox: Sandbox, **settings: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+def airflow(sandbox: Sandbox, **settings: str) -> Iterator[tuple[list[subprocess.Popen[bytes]], dict[str, str]]]:
     """
     Run a whole Airflow until the end of the block, which begins when it is healthy.
 
     :param settings: what it is told besides, as environment variables.
-    :return: its process, and the environment that it and its commands run in.
+    :return: the processes of its parts, and the environment that they run in.
     """
     port = _free_port(int(os.environ.get("PORT", "8080")))
     url = f"http://127.0.0.1:{port}"
@@ -56,6 +68,7 @@ def airflow(sandbox: Sandbox, **settings: str) -> Iterator[tuple[subprocess.Pope
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__CORE__PARALLELISM": "4",
@@ -66,24 +79,29 @@ def airflow(sandbox: Sandbox, **settings: str) -> Iterator[tuple[subprocess.Pope
     }
     home.migrate(env)
     print("Starting Airflow; this takes half a minute …", flush=True)
-    with (home.HOME / "standalone.log").open("w") as log:
-        # A process group of its own: what Ctrl-C must stop is then stopped once, and all of it.
-        process = subprocess.Popen(
-            ["airflow", "standalone"], env=env, cwd=home.CHECKOUT, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            _await(process, url)
-            yield process, env
-        finally:
-            _stop(process)
+    parts: list[subprocess.Popen[bytes]] = []
+    try:
+        with LOG.open("w") as log:
+            for part, options in PARTS.items():
+                # A process group of its own: what Ctrl-C must stop is then stopped once, and all of it.
+                command = ["airflow", part, *options]
+                parts.append(
+                    subprocess.Popen(
+                        command, env=env, cwd=home.CHECKOUT, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
+        _await(parts, url)
+        yield parts, env
+    finally:
+        _stop(parts)
 
 
-def _await(process: subprocess.Popen[bytes], url: str) -> None:
+def _await(parts: list[subprocess.Popen[bytes]], url: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not _is_healthy(url):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if any(part.poll() is not None for part in parts) or time.monotonic() > deadline:
             print("Airflow did not start; the end of its log:\n")
-            print(*(home.HOME / "standalone.log").read_text().splitlines()[-40:], sep="\n")
+            show_log()
             raise NotStartedError
         time.sleep(1)
 
@@ -108,15 +126,25 @@ def _is_healthy(url: str) -> bool:
     return False
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def show_log() -> None:
+    """Print the end of what Airflow has written."""
+    print(*LOG.read_text().splitlines()[-60:], sep="\n")
+
+
+def _stop(parts: list[subprocess.Popen[bytes]]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=20)
+        for part in parts:
+            with suppress(ProcessLookupError):
+                os.killpg(part.pid, number)
+        deadline = time.monotonic() + 20
+        for part in parts:
+            with suppress(subprocess.TimeoutExpired):
+                part.wait(timeout=max(0.1, deadline - time.monotonic()))
+        if all(part.poll() is not None for part in parts):
             break
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for part in parts:
+        with suppress(ProcessLookupError):
+            os.killpg(part.pid, signal.SIGKILL)
 
 
 def _free_port(wished: int) -> int:
