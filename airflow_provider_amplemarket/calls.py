@@ -27,5 +27,5 @@ def start_of(call: Call) -> pendulum.DateTime | None:
     try:
         moment = pendulum.parse(value)
         return moment.in_timezone("UTC") if isinstance(moment, pendulum.DateTime) else None
-    except (OverflowError, TypeError, ValueError):
+    except (IndexError, OverflowError, TypeError, ValueError):  # pendulum 3.0 has an IndexError for "2026/"
         return None

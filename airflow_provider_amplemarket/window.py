@@ -74,7 +74,7 @@ def _read(name: str, value: Any) -> pendulum.DateTime | None:
         moment = pendulum.parse(value.strip()) if isinstance(value, str) else pendulum.instance(value)
         if isinstance(moment, pendulum.DateTime):
             return moment.in_timezone("UTC")
-    except (AttributeError, TypeError, ValueError, OverflowError):
+    except (AttributeError, IndexError, TypeError, ValueError, OverflowError):
         pass
     raise AmplemarketConfigurationError(f"{name}={value!r} is no moment, like 2026-11-20T00:00:00Z")
 

@@ -89,6 +89,7 @@ def test_a_call_without_start_has_none() -> None:
 @settings(deadline=None)
 @given(st.one_of(st.text(), st.text("0123456789TWZPDMHS:+-./, ", max_size=30)))
 @example("2:")
+@example("0000/")
 def test_no_text_makes_it_fail(text: str) -> None:
     start = start_of({"start_date": text})
     assert start is None or start.timezone_name == "UTC"

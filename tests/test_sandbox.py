@@ -652,12 +652,12 @@ class TestFaults:
     def test_slow_keeps_one_waiting(self, sandbox: Sandbox) -> None:
         began = time.monotonic()
         is_healthy(fetch(sandbox, "call--slow"), sandbox.recording("call--slow"))
-        assert 2 <= time.monotonic() - began < 3
+        assert 2 <= time.monotonic() - began < 8
 
     def test_drip_comes_in_drops(self, sandbox: Sandbox) -> None:
         began = time.monotonic()
         is_healthy(fetch(sandbox, "call--drip"), sandbox.recording("call--drip"))
-        assert 2.5 <= time.monotonic() - began < 5
+        assert 2.5 <= time.monotonic() - began < 10
         (entry,) = sandbox.recording_requests()
         assert entry.answered is not None
         assert entry.answered - entry.time > 2.5

@@ -164,6 +164,7 @@ def test_a_template_of_nothing_is_nothing(nothing: str | None) -> None:
         "yesterday",
         "{{ ds }}",
         "2026-11-31",
+        "2026-11-20/",
         "P1D",
         "2026-11-20/2026-11-21",
         "2:",
