@@ -90,15 +90,17 @@ def airflow(sandbox: Sandbox, **settings: str) -> Iterator[tuple[list[subprocess
                         command, env=env, cwd=home.CHECKOUT, stdout=log, stderr=log, start_new_session=True
                     )
                 )
-        _await(parts, url)
+                if part == "api-server":  # a task that finds none within seconds fails
+                    _await(parts, url, "metadatabase")
+        _await(parts, url, "scheduler", "triggerer")
         yield parts, env
     finally:
         _stop(parts)
 
 
-def _await(parts: list[subprocess.Popen[bytes]], url: str) -> None:
+def _await(parts: list[subprocess.Popen[bytes]], url: str, *names: str) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not _is_healthy(url):
+    while not _is_healthy(url, names):
         if any(part.poll() is not None for part in parts) or time.monotonic() > deadline:
             print("Airflow did not start; the end of its log:\n")
             show_log()
@@ -117,12 +119,12 @@ def _tell(url: str, sandbox_url: str) -> None:
     print("Stop it with Ctrl-C.", flush=True)
 
 
-def _is_healthy(url: str) -> bool:
-    """Tell whether the API server answers and the scheduler and the triggerer are alive."""
+def _is_healthy(url: str, names: tuple[str, ...]) -> bool:
+    """Tell whether the API server answers and says that these are well."""
     with suppress(OSError, ValueError, urllib.error.URLError):
         with urllib.request.urlopen(f"{url}/api/v2/monitor/health", timeout=5) as answer:
             health = json.load(answer)
-        return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "triggerer"))
+        return all(health[name]["status"] == "healthy" for name in names)
     return False
 
 
