@@ -281,6 +281,9 @@ class Archive:
         if "gs" in self._protocols:
             return {"timeout": timeout, "content_type": content_type, "chunksize": _CHUNK}
         if "abfs" in self._protocols:
+            # adlfs has no setting for it: the SDK reads what one request can take, 64 MiB, whole into memory.
+            with suppress(AttributeError):
+                self.fs.service_client._config.max_single_put_size = _CHUNK
             settings = {"content_type": content_type}
             return {"timeout": timeout, "content_settings": settings, "max_concurrency": 2}
         return {}
