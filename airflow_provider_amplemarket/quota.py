@@ -20,11 +20,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
-
-from airflow.providers.common.compat.sdk import Variable
 
 from airflow_provider_amplemarket.exceptions import LedgerError
+from airflow_provider_amplemarket.lock import Lock
+from airflow_provider_amplemarket.variables import PatientStore, Store, VariableStore
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +32,8 @@ VARIABLE_PREFIX = "amplemarket_quota__"
 #: Seconds for which a permit may be used after it was written; an older one is given back unused.
 PERMIT_VALIDITY = 30.0
 
-#: How often a read or a write of the ledger is tried, and the pauses in between (seconds).
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-
-#: So many answers "there is no such Variable" in a row are believed. One is not: Airflow 3 gives the same
-#: answer when its API server merely had a hiccup.
-_NOT_FOUND_BELIEVED = 3
+#: How often an exchange is begun again when the ledger does not say afterwards what was written.
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -187,43 +182,12 @@ class Permit:
     use_before: float
 
 
-class Store(Protocol):
-    """Where the ledger is kept."""
-
-    def get(self, key: str) -> str | None:
-        """Answer the stored text, None when there is none."""
-
-    def set(self, key: str, text: str) -> None:
-        """Store the text."""
-
-
-class VariableStore:
-    """Keep the ledger in Airflow's Variables, which every worker sees."""
-
-    def get(self, key: str) -> str | None:
-        """Answer the Variable's text, None when Airflow says that there is none."""
-        try:
-            text = Variable.get(key)  # no default: with one, an outage would look like an empty ledger
-        except KeyError:  # Airflow 2
-            return None
-        except Exception as error:
-            kind = getattr(getattr(error, "error", None), "error", None)
-            if getattr(kind, "name", None) == "VARIABLE_NOT_FOUND":  # Airflow 3
-                return None
-            raise
-        return str(text)
-
-    def set(self, key: str, text: str) -> None:
-        """Store the text in the Variable."""
-        Variable.set(key, text, description="Requests to Amplemarket's recording endpoint. Do not edit.")
-
-
 class Ledger:
     """
     Hand out permits and remember them where every task sees them.
 
     One task at a time should use a ledger; the pool sees to that. Where it does not (a pool of the wrong
-    size), entries that another task has overwritten are written again at the next exchange.
+    size, ``dag.test()``), a lock does, at the cost of some waiting.
 
     :param conn_id: the connection whose API key the quota belongs to.
     :param limit: the quota.
@@ -232,6 +196,7 @@ class Ledger:
     :param store: where the ledger is kept.
     :param clock: the time in seconds since the epoch.
     :param sleep: how to pause between tries.
+    :param monotonic: a clock in seconds that is never set.
     """
 
     def __init__(
@@ -244,14 +209,15 @@ class Ledger:
         store: Store | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.key = VARIABLE_PREFIX + conn_id
         self.limit = limit
         self.clock = clock
         self._horizon = PERMIT_VALIDITY + answer_timeout
         self._evidence = tuple(evidence)
-        self._store = store or VariableStore()
-        self._sleep = sleep
+        self._store = PatientStore(store or VariableStore(), f"{self.key}__next", sleep)
+        self._lock = Lock(self._store, self.key, sleep=sleep, monotonic=monotonic)
         self._mine: dict[str, float] = {}
 
     def exchange(
@@ -277,70 +243,49 @@ class Ledger:
         """
         answered, unused, refusals = dict(answered or {}), list(unused), list(refusals)
         self._mine.update({permit.id: moment for permit, moment in answered.items()})
-        for _ in _PAUSES:
-            now = self.clock()
-            text = self._read()
-            state = self._load(text, now)
-            spent = {**state.spent, **self._mine}
-            for permit in unused:
-                spent.pop(permit.id, None)
-            state = replace(state, spent=spent).at(now, limit=self.limit, horizon=self._horizon)
-            # A living task does not lower its own entries: it knows by which clock they were written.
-            mine = {permit: moment for permit, moment in self._mine.items() if permit in state.spent}
-            if refusals:
-                # Requests that were under way together are refused together: that is one refusal.
-                asked = [seconds for seconds in refusals if seconds is not None]
-                state = state.refused(self.limit, now, max(asked, default=None))
-            elif answered:
-                state = replace(state, refusals=0)
-            granted = state.grant(self.limit, now, wanted)
-            permits = [Permit(uuid.uuid4().hex[:12], now + PERMIT_VALIDITY) for _ in range(granted)]
-            mine |= {permit.id: now + self._horizon for permit in permits}
-            state = replace(state, spent={**state.spent, **mine})
-            if state.dump() != text:
-                self._write(state)
-                if self._read() != state.dump():
-                    log.warning("The quota ledger %s changed while it was written; once more", self.key)
-                    continue
-            self._mine = mine
-            return permits
+        for _ in range(_ATTEMPTS):
+            with self._lock:
+                now = self.clock()
+                text = self._store.get(self.key)
+                state = self._load(text, now)
+                spent = {**state.spent, **self._mine}
+                for permit in unused:
+                    spent.pop(permit.id, None)
+                state = replace(state, spent=spent).at(now, limit=self.limit, horizon=self._horizon)
+                # A living task does not lower its own entries: it knows by which clock they were written.
+                mine = {permit: moment for permit, moment in self._mine.items() if permit in state.spent}
+                if refusals:
+                    # Requests that were under way together are refused together: that is one refusal.
+                    asked = [seconds for seconds in refusals if seconds is not None]
+                    state = state.refused(self.limit, now, max(asked, default=None))
+                elif answered:
+                    state = replace(state, refusals=0)
+                granted = state.grant(self.limit, now, wanted)
+                permits = [Permit(uuid.uuid4().hex[:12], now + PERMIT_VALIDITY) for _ in range(granted)]
+                mine |= {permit.id: now + self._horizon for permit in permits}
+                state = replace(state, spent={**state.spent, **mine})
+                if state.dump() == text or self._write(state.dump()):
+                    self._mine = mine
+                    return permits
+            log.warning("The quota ledger %s may have changed while it was written; once more", self.key)
+            unused += permits
         raise LedgerError(
             f"The quota ledger (Airflow Variable {self.key}) does not keep what is written to it. "
             "Does a secrets backend or an environment variable set a Variable of that name?"
         )
 
+    def _write(self, text: str) -> bool:
+        """Write the ledger and tell whether it says so, and no other task can have written meanwhile."""
+        if self._lock.is_sure:
+            self._store.set(self.key, text)
+            return self._store.get(self.key) == text and self._lock.is_sure
+        return False
+
     def moments(self) -> list[float]:
         """List when the next permits become free (seconds since the epoch), sorted."""
         now = self.clock()
-        state = self._load(self._read(), now).at(now, limit=self.limit, horizon=self._horizon)
+        state = self._load(self._store.get(self.key), now).at(now, limit=self.limit, horizon=self._horizon)
         return state.moments(self.limit, now)
-
-    def _read(self) -> str | None:
-        """Answer the stored text, None once it is certain that there is none."""
-        not_found = 0
-        problem: Exception | None = None
-        for pause in (*_PAUSES, 0.0):
-            try:
-                text = self._store.get(self.key)
-            except Exception as error:
-                problem, not_found = error, 0
-            else:
-                not_found += 1
-                if text is not None:
-                    return text
-                if not_found >= _NOT_FOUND_BELIEVED and self._answers():
-                    return self._store.get(self.key)
-            self._sleep(pause)
-        raise LedgerError(f"The quota ledger (Airflow Variable {self.key}) cannot be read") from problem
-
-    def _answers(self) -> bool:
-        """Prove by a write and a read that Variables are kept at all, before one is believed to be missing."""
-        try:
-            mark = uuid.uuid4().hex
-            self._store.set(f"{self.key}__check", mark)
-            return self._store.get(f"{self.key}__check") == mark
-        except Exception:
-            return False
 
     def _load(self, text: str | None, now: float) -> LedgerState:
         if text is None:
@@ -358,14 +303,3 @@ class Ledger:
                 pause,
             )
             return LedgerState(blocked_until=now + pause)
-
-    def _write(self, state: LedgerState) -> None:
-        problem: Exception | None = None
-        for pause in (*_PAUSES, 0.0):
-            try:
-                self._store.set(self.key, state.dump())
-                return
-            except Exception as error:
-                problem = error
-            self._sleep(pause)
-        raise LedgerError(f"The quota ledger (Airflow Variable {self.key}) cannot be written") from problem

@@ -12,15 +12,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from airflow.models import Variable
-from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
-from airflow.sdk.execution_time.comms import ErrorResponse
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from airflow_provider_amplemarket import quota
 from airflow_provider_amplemarket.exceptions import LedgerError
+from airflow_provider_amplemarket.lock import FREE
 from airflow_provider_amplemarket.quota import (
     PERMIT_VALIDITY,
     VARIABLE_PREFIX,
@@ -28,8 +25,8 @@ from airflow_provider_amplemarket.quota import (
     LedgerState,
     Permit,
     RateLimit,
-    VariableStore,
 )
+from airflow_provider_amplemarket.variables import Store
 
 NOW = 1_800_000_000.0
 HOUR = RateLimit(50, 3600)
@@ -65,7 +62,7 @@ class MemoryStore:
 
     :param faults: what happens to each of the next calls: ``lost`` (a read answers None), ``fails`` (it raises
         and does nothing), ``fails late`` (it raises, but did it), ``dies`` and ``dies late`` (the worker is killed
-        before, or after it was done); anything else is no fault.
+        before, or after it was done); anything else is no fault. They befall the ledger alone, not the lock.
     """
 
     def __init__(self, text: str | None = None, faults: Iterable[str] = ()) -> None:
@@ -73,22 +70,26 @@ class MemoryStore:
         self.faults = deque(faults)
         self.reads = 0
         self.written: list[str] = []
-        self.others: dict[str, str] = {}
-        self._proved = False
+        self.others: dict[str, str] = {f"{KEY}__lock": FREE}
+        self.is_killed = False
+        self._is_out = self._proved = False
 
     def get(self, key: str) -> str | None:
+        self._check_alive()
         if key != KEY:
-            self._proved = True
+            self._proved = self._is_out
             return self.others.get(key)
         self.reads += 1
         fault = self._fault(key)
         proved, self._proved = self._proved, False
-        if fault == "lost" and not proved:  # as long as an outage lasts, but not once the store has just answered
+        self._is_out = fault == "lost" and not proved  # an outage is over once the store has just answered
+        if self._is_out:
             return None
         self._late(fault)
         return self.text
 
     def set(self, key: str, text: str) -> None:
+        self._check_alive()
         if key != KEY:
             self.others[key] = text
             return
@@ -102,17 +103,25 @@ class MemoryStore:
         assert self.text is not None
         return LedgerState.load(self.text)
 
+    def _check_alive(self) -> None:
+        """Let the dead write nothing."""
+        if self.is_killed:
+            raise Killed
+
     def _fault(self, key: str) -> str:
         assert key == KEY
         fault = self.faults.popleft() if self.faults else ""
-        if fault in ("fails", "dies"):
-            raise OSError("no API server") if fault == "fails" else Killed
+        self.is_killed = fault == "dies"
+        self._check_alive()
+        if fault == "fails":
+            raise OSError("no API server")
         return fault
 
-    @staticmethod
-    def _late(fault: str) -> None:
-        if fault in ("fails late", "dies late"):
-            raise OSError("no answer from the API server") if fault == "fails late" else Killed
+    def _late(self, fault: str) -> None:
+        self.is_killed = fault == "dies late"
+        self._check_alive()
+        if fault == "fails late":
+            raise OSError("no answer from the API server")
 
 
 class SlowStore:
@@ -120,7 +129,7 @@ class SlowStore:
 
     def __init__(self, seen: Callable[[str | None, int], str | None]) -> None:
         self.text: str | None = None
-        self.others: dict[str, str] = {}
+        self.others: dict[str, str] = {f"{KEY}__lock": FREE}
         self.reads = 0
         self.seen = seen
 
@@ -148,7 +157,7 @@ def store() -> MemoryStore:
 
 
 def open_ledger(
-    store: quota.Store, clock: Clock, limit: RateLimit = HOUR, evidence: Iterable[float] = (), timeout: float = 120
+    store: Store, clock: Clock, limit: RateLimit = HOUR, evidence: Iterable[float] = (), timeout: float = 120
 ) -> Ledger:
     return Ledger(
         "vendor", limit, answer_timeout=timeout, evidence=evidence, store=store, clock=clock, sleep=clock.sleep
@@ -320,55 +329,6 @@ def test_a_block_holds_every_permit_back() -> None:
     assert state.grant(limit, NOW + 7, 5) == 1
 
 
-# --- The store ------------------------------------------------------------------------------------------------------
-
-
-class FailingVariable:
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def get(self, key: str) -> str:
-        raise self.error
-
-
-NOT_FOUND = {
-    "Airflow 2": KeyError("Variable does not exist"),
-    "Airflow 3": AirflowRuntimeError(ErrorResponse(error=ErrorType.VARIABLE_NOT_FOUND)),
-}
-
-
-@pytest.mark.parametrize("error", NOT_FOUND.values(), ids=NOT_FOUND.keys())
-def test_not_found_is_none(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota, "Variable", FailingVariable(error))
-    assert VariableStore().get(KEY) is None
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        *(AirflowRuntimeError(ErrorResponse(error=kind)) for kind in ErrorType if kind.name != "VARIABLE_NOT_FOUND"),
-        OSError("no API server"),
-    ],
-    ids=str,
-)
-def test_any_other_error_is_not_taken_for_not_found(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota, "Variable", FailingVariable(error))
-    with pytest.raises(type(error)) as caught:
-        VariableStore().get(KEY)
-    assert caught.value is error
-
-
-@pytest.mark.usefixtures("airflow_db")
-def test_a_variable_keeps_the_ledger(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    monkeypatch.setattr(quota, "Variable", Variable)  # the one that works outside of a task
-    key = f"{VARIABLE_PREFIX}kept"
-    assert VariableStore().get(key) is None
-    ledger = Ledger("kept", HOUR, answer_timeout=ANSWER_TIMEOUT, clock=clock, sleep=clock.sleep)
-    permits = ledger.exchange(3)
-    state = LedgerState.load(Variable.get(key))
-    assert state.spent == {permit.id: NOW + HORIZON for permit in permits}
-
-
 # --- The ledger, by examples ----------------------------------------------------------------------------------------
 
 
@@ -505,7 +465,7 @@ def test_a_ledger_is_not_missing_while_nothing_can_be_written(clock: Clock) -> N
             raise OSError("down")
 
     with pytest.raises(LedgerError, match="cannot be read"):
-        open_ledger(Down(), clock).exchange(1)
+        open_ledger(Down(), clock).moments()
 
 
 def test_not_founds_count_only_in_a_row() -> None:
@@ -829,6 +789,7 @@ class QuotaMachine(RuleBasedStateMachine):
         except (LedgerError, Killed):
             self.task = None
         self.store.faults.clear()
+        self.store.is_killed = False
 
     @precondition(lambda self: self.task and self.task.unsent)
     @rule(

@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_amplemarket import quota
 from airflow_provider_amplemarket.layout import Layout
+from airflow_provider_amplemarket.lock import FREE
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
 from tests.sandbox import Sandbox, make_call
 from tests.stores import STORES, Store
@@ -48,7 +49,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         # An empty ledger; where there is none at all, Airflow is asked three times before that is believed.
-        self.texts: dict[str, str] = {quota.VARIABLE_PREFIX + CONN_ID: quota.LedgerState().dump()}
+        key = quota.VARIABLE_PREFIX + CONN_ID
+        self.texts: dict[str, str] = {key: quota.LedgerState().dump(), f"{key}__lock": FREE}
 
     def get(self, key: str) -> str | None:
         return self.texts.get(key)
@@ -310,7 +312,8 @@ class RealAirflow:
 
         key = quota.VARIABLE_PREFIX + CONN_ID
         with create_session() as session:
-            session.query(Variable).filter_by(key=key).delete()
+            session.query(Variable).filter(Variable.key.startswith(key)).delete()
+            session.add(Variable(key=f"{key}__lock", val=FREE))
             if text is not None:
                 session.add(Variable(key=key, val=text))
 

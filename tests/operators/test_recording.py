@@ -501,7 +501,7 @@ class TestQuota:
 
     def test_ledger_that_cannot_be_read_costs_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         bench.start(*calls(2))
-        monkeypatch.setattr("airflow_provider_amplemarket.quota._PAUSES", (0.0,))
+        monkeypatch.setattr("airflow_provider_amplemarket.variables._PAUSES", (0.0,))
 
         def broken(key: str) -> str:
             raise ConnectionError("API server")
