@@ -8,6 +8,7 @@ from airflow_provider_amplemarket.operators.recording import AmplemarketRecordin
 
 with DAG(
     "amplemarket_recordings",
+    doc_md=__doc__,
     schedule="@daily",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,

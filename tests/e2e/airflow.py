@@ -22,7 +22,9 @@ import requests
 from tests.e2e.postgres import Postgres, free_port
 
 CHECKOUT = Path(__file__).parents[2]
-DAGS = Path(__file__).parent / "dags"
+#: The suite's own DAGs, and the example that the provider comes with.
+DAGS = {"e2e": Path(__file__).parent / "dags", "example": CHECKOUT / "dags"}
+LOCAL = "airflow.dag_processing.bundles.local.LocalDagBundle"
 PARTS = {
     "api-server": ["api-server", "--workers", "1"],
     "scheduler": ["scheduler", "--skip-serve-logs"],
@@ -58,13 +60,17 @@ class Airflow:
             "API__HOST": "127.0.0.1",
             "API__PORT": self.url.rpartition(":")[2],
             "API_AUTH__JWT_SECRET": secrets.token_hex(32),
-            "CORE__DAGS_FOLDER": str(DAGS),
+            "CORE__DAGS_FOLDER": str(DAGS["e2e"]),
             "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "CORE__EXECUTOR": "LocalExecutor",
             "CORE__FERNET_KEY": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             "CORE__LOAD_EXAMPLES": "False",
             "CORE__PARALLELISM": "6",
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "CORE__TEST_CONNECTION": "Enabled",
+            "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(
+                [{"name": name, "classpath": LOCAL, "kwargs": {"path": str(path)}} for name, path in DAGS.items()]
+            ),
             "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
             "DATABASE__SQL_ALCHEMY_CONN": self.db.url,
             # What died is to be noticed within seconds, not minutes.
@@ -99,7 +105,7 @@ class Airflow:
         self.wait("the DAGs", lambda: self.db.rows(known)[0]["count"] >= self._wanted_dags())
 
     def _wanted_dags(self) -> int:
-        return sum(path.read_text().count("with DAG(") for path in DAGS.glob("*.py"))
+        return sum(path.read_text().count("with DAG(") for folder in DAGS.values() for path in folder.glob("*.py"))
 
     def stop(self) -> None:
         """Stop all parts, and what they have started."""
