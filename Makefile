@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEMBERS ?=
 JOBS ?= 2
 
-.PHONY: demo airflow sandbox test test-stores test-e2e test-matrix lint format types wheel constraints clean
+.PHONY: demo airflow sandbox test test-stores test-e2e test-matrix chromium lint format types wheel constraints clean
 
 demo: .venv/ready        ## archive a day of calls and show what came of it
 	@$(BIN)/python -m tools.demo
@@ -19,7 +19,7 @@ sandbox: .venv/ready     ## the sandbox of the API alone, until Ctrl-C
 test: .venv/ready        ## all tests, with branch coverage
 	@AMPLEMARKET_TEST_STORES=local,moto $(BIN)/python -m pytest --ignore=tests/e2e --cov --cov-report=term
 
-test-e2e: .venv/e2e      ## a whole Airflow on PostgreSQL; takes eight minutes
+test-e2e: .venv/e2e chromium  ## a whole Airflow on PostgreSQL, and its UI in Chromium; takes ten minutes
 	@$(BIN)/python -m pytest tests/e2e
 
 test-matrix: .venv/ready  ## the wheel with each Airflow and Python, or with MEMBERS=ends, MEMBERS="airflow-3.1-py3.12 …"
@@ -58,6 +58,14 @@ clean:
 
 .venv/e2e: .venv/ready
 	@$(BIN)/pip install -q -c constraints.txt -e '.[e2e]' && touch $@
+
+# Without it the tests in the browser are skipped.
+chromium:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name > /dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  echo "Installing Debian's chromium for the tests in the browser …"; \
+	  apt-get -qq update > /dev/null && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core > /dev/null; \
+	fi
 
 # An environment of its own: Google's provider is large and holds other packages back.
 .stores/ready: pyproject.toml constraints-stores.txt
