@@ -83,9 +83,16 @@ class Downloads:
     is_full: bool
     cancel: threading.Event
     requests: int = 0
+    _answers: list[float] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _fatal: Exception | None = None
     _outage: int = 0
+
+    @property
+    def pace(self) -> float:
+        """Seconds from one answer to the next, on the average; 0 where there were less than two."""
+        count = len(self._answers)
+        return (max(self._answers) - min(self._answers)) / (count - 1) if count > 1 else 0.0
 
     def run(self, plan: Plan) -> None:
         """
@@ -166,6 +173,8 @@ class Downloads:
         """Take an outcome into the plan; stop the run where going on would waste permits."""
         item, error = outcome.item, outcome.error
         self.requests += outcome.sent
+        if outcome.answered_at is not None:
+            self._answers.append(outcome.answered_at)
         plan.set(item, outcome.status)
         if outcome.status == STORED:
             log.info("Archived %s (%d bytes)", self.archive.uri(item.entry.place.audio), item.entry.size)

@@ -75,15 +75,20 @@ class RateLimit:
             heapq.heapreplace(ahead, ahead[0] + self.hold)
         return ahead[0]
 
-    def wake(self, moments: list[float], backlog: int) -> float:
+    def wake(self, moments: list[float], backlog: int, pace: float = 0.0) -> float:
         """
         Choose when to come back for permits.
 
-        Not for the first one when a tenth of a period more gives several; not later than ``backlog`` needs.
+        Not for the first one when a tenth of a period more gives several; not later than ``backlog`` needs; and
+        not for those that become free by the time it is their turn.
+
+        :param moments: when the next permits become free.
+        :param backlog: how many requests are to be sent.
+        :param pace: seconds between two requests, as they can be sent one after the other.
         """
-        first = moments[0]
+        last = moments[0] + self.period / 10
         useful = moments[: max(1, min(backlog, self.requests))]
-        return max(moment for moment in useful if moment <= first + self.period / 10)
+        return max(moment - turn * pace for turn, moment in enumerate(useful) if moment <= last)
 
 
 @dataclass(frozen=True)

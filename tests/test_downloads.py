@@ -167,6 +167,14 @@ def test_what_has_no_permit_stays_missing(tmp_path: Path) -> None:
     assert case.downloads.requests == 5
 
 
+def test_the_pace_is_that_of_the_answers(tmp_path: Path) -> None:
+    slow = {f"c{number:02}": lambda: time.sleep(0.05) for number in range(5)}
+    case = Case(tmp_path, 5, slow)
+    assert case.downloads.pace == 0
+    case.run()
+    assert 0.05 <= case.downloads.pace < 0.5
+
+
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_so_many_at_once_and_no_more(tmp_path: Path, concurrency: int) -> None:
     slow = {f"c{number:02}": lambda: time.sleep(0.02) for number in range(24)}

@@ -232,6 +232,29 @@ def test_waking_waits_some_minutes_for_several_permits_but_not_for_more_than_are
     assert limit.wake(moments, 0) == NOW
 
 
+def test_waking_does_not_wait_for_permits_that_are_free_by_the_time_it_is_their_turn() -> None:
+    limit = RateLimit(4, 3600)
+    burst = [NOW, NOW + 10, NOW + 20, NOW + 30]
+    assert limit.wake(burst, 9, pace=10) == NOW
+    assert limit.wake(burst, 9, pace=9) == NOW + 3
+    assert limit.wake(burst, 2, pace=9) == NOW + 1
+    # Two bursts: the second begins where the first ends.
+    assert limit.wake([NOW, NOW + 1, NOW + 300, NOW + 301], 9, pace=10) == NOW + 280
+
+
+@relaxed
+@given(ledgers(), st.integers(0, 30), st.floats(0, 100))
+def test_requests_at_that_pace_find_their_permits(
+    given: tuple[RateLimit, list[float]], backlog: int, pace: float
+) -> None:
+    limit, spent = given
+    moments = limit.moments(spent, NOW)
+    wake = limit.wake(moments, backlog, pace)
+    assert moments[0] <= wake <= limit.wake(moments, backlog)
+    waited_for = [moment for moment in moments[:backlog] if moment <= moments[0] + limit.period / 10]
+    assert all(wake + turn * pace >= moment - 1e-3 for turn, moment in enumerate(waited_for))
+
+
 @relaxed
 @given(ledgers(), st.integers(1, 40))
 @example((RateLimit(2, 100), [NOW + 50]), 2)  # an unanswered request is held for longer than a period

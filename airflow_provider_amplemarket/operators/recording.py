@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 #: Waits shorter than this many seconds, or than a quarter of the period, are slept in the worker: a trigger that
 #: fires at once can race the scheduler, which then fails a healthy task.
 SLEEP_BELOW = 60.0
+#: How fast requests are thought to follow each other when permits are waited for, against how they did: a little
+#: faster, lest the permits not keep up.
+PACE = 0.9
 
 
 def has_duration(call: Call) -> bool:
@@ -232,7 +235,7 @@ class AmplemarketRecordingOperator(BaseOperator):
                 raise AirflowFailException(str(error)) from error
             if not plan.having(MISSING):
                 break
-            self._wait(context, plan, ledger, summary)
+            self._wait(context, plan, ledger, summary, PACE * downloads.pace)
         self.log.info("Done: %s", json.dumps(summary))
         if failures := plan.failures():
             raise ArchiveIncompleteError(f"{len(failures)} recordings failed: {_list(failures)}")
@@ -316,11 +319,11 @@ class AmplemarketRecordingOperator(BaseOperator):
         ]
         return [moment.timestamp() for moment in moments if moment is not None and moment > since]
 
-    def _wait(self, context: Context, plan: Plan, ledger: Ledger, summary: dict[str, Any]) -> None:
+    def _wait(self, context: Context, plan: Plan, ledger: Ledger, summary: dict[str, Any], pace: float) -> None:
         """Wait until permits are free: in the triggerer, or in the worker where the wait is short."""
         left = len(plan.having(MISSING))
         moments = ledger.moments()
-        until = ledger.limit.wake(moments, left)
+        until = ledger.limit.wake(moments, left, pace)
         if self.max_wait is not None:
             deadline = datetime.fromisoformat(summary["started_at"]).timestamp() + self.max_wait.total_seconds()
             if moments[0] > deadline:

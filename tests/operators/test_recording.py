@@ -31,6 +31,7 @@ from airflow_provider_amplemarket.exceptions import (
 from airflow_provider_amplemarket.hooks import amplemarket as hook_module
 from airflow_provider_amplemarket.layout import Layout
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
+from airflow_provider_amplemarket.quota import RateLimit
 from tests.operators.conftest import API_KEY, NOW, Bench, RealAirflow, Row, TaskInstance, call, calls
 from tests.sandbox import make_calls
 from tests.sandbox.calls import USERS, contact_fields, user_fields
@@ -444,6 +445,16 @@ class TestQuota:
         assert 590 < (end - until).total_seconds() < 620
         assert caught.value.method_name == "execute_complete"
         assert not caught.value.kwargs
+
+    def test_a_burst_that_takes_a_while_begins_with_the_first_free_permits(self, bench: Bench) -> None:
+        sandbox = bench.start(*calls(9), limit=3, period=600.0)
+        sandbox.set_fault("call-001", "slow")
+        with pytest.raises(TaskDeferred) as caught:
+            bench.operator(max_concurrency=1).execute(bench.context(TaskInstance("run", 1, 1)))
+        first, *_, last = [entry.answered or 0.0 for entry in sandbox.recording_requests()]
+        waited = caught.value.trigger.moment.timestamp() - RateLimit(3, 600).hold
+        assert last - first > 1.9
+        assert first - 0.1 < waited < last - 0.5
 
     @pytest.mark.parametrize("retry_after", [True, False])
     def test_another_client_with_the_same_key(
