@@ -136,10 +136,12 @@ class Downloads:
         running: dict[Future[_Outcome], Permit] = {}
         outcomes: list[tuple[Permit, _Outcome]] = []
         while True:
-            # One request for each thread waits with its permit, so that no thread waits for the ledger. Once
-            # something has stopped the run, what is under way ends first and is reported together.
+            # One request for each thread waits with its permit, so that no thread waits for the ledger, and an
+            # exchange, which is several round trips, brings permits for half of the threads at a time. Once something
+            # has stopped the run, what is under way ends first and is reported together.
             room = 0 if self._stop.is_set() else min(len(queue), 2 * self.concurrency - len(running))
-            if room or (outcomes and not running and not isinstance(self._fatal, LedgerError)):
+            is_due = room >= min(len(queue), (self.concurrency + 1) // 2)
+            if (room and is_due) or (outcomes and not running and not isinstance(self._fatal, LedgerError)):
                 try:
                     permits = self._exchange(room, outcomes)
                 except LedgerError as error:  # what is under way is paid for and needs no ledger
