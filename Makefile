@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEMBERS ?=
 JOBS ?= 2
 
-.PHONY: demo airflow sandbox test test-stores test-e2e test-matrix chromium lint format types wheel constraints clean
+.PHONY: demo airflow sandbox test test-stores test-e2e test-matrix chromium bench lint format types wheel constraints clean
 
 demo: .venv/ready        ## archive a day of calls and show what came of it
 	@$(BIN)/python -m tools.demo
@@ -28,6 +28,9 @@ test-matrix: .venv/ready  ## the wheel with each Airflow and Python, or with MEM
 test-stores: .stores/ready  ## the archive on rclone's S3, Azure and Google Cloud Storage, each an emulator
 	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs .stores/venv/bin/python -m pytest \
 	  -k "rclone or azurite or gcs" tests/test_archive.py tests/operators
+
+bench: .venv/e2e         ## measured side by side with the alternatives, into benchmarks.md; takes ten minutes
+	@$(BIN)/python -m benchmarks
 
 lint: .venv/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
