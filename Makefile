@@ -29,7 +29,7 @@ test-stores: .stores/ready  ## the archive on rclone's S3, Azure and Google Clou
 	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs .stores/venv/bin/python -m pytest \
 	  -k "rclone or azurite or gcs" tests/test_archive.py tests/operators
 
-bench: .venv/e2e         ## measured side by side with the alternatives, into benchmarks.md; takes ten minutes
+bench: .venv/bench       ## measured side by side with the alternatives, into benchmarks.md; takes ten minutes
 	@$(BIN)/python -m benchmarks
 
 lint: .venv/ready
@@ -46,7 +46,7 @@ wheel: .venv/ready
 
 # The versions that the project is tested with, resolved anew.
 constraints: .venv/ready
-	@$(BIN)/uv pip compile -q --upgrade --universal --extra dev --extra e2e --no-annotate --no-header \
+	@$(BIN)/uv pip compile -q --upgrade --universal --extra dev --extra e2e --extra bench --no-annotate --no-header \
 	  --python-version 3.11 -o constraints.txt pyproject.toml
 
 clean:
@@ -69,6 +69,9 @@ chromium:
 	  echo "Installing Debian's chromium for the tests in the browser …"; \
 	  apt-get -qq update > /dev/null && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core > /dev/null; \
 	fi
+
+.venv/bench: .venv/e2e
+	@$(BIN)/pip install -q -c constraints.txt -e '.[bench]' && touch $@
 
 # An environment of its own: Google's provider is large and holds other packages back.
 .stores/ready: pyproject.toml constraints-stores.txt
