@@ -1,0 +1,78 @@
+"""Processes whose work is measured, each with an Airflow of its own that has no scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, float]
+
+
+class ChildError(Exception):
+    """A process failed; the message has the end of its output."""
+
+
+def tasks(kind: str, options: Mapping[str, Any], connections: Mapping[str, str]) -> list[Figures]:
+    """
+    Run tasks in a process of their own; see ``benchmarks.task``.
+
+    :param connections: Airflow connections by id.
+    :return: what was measured of each.
+    """
+    with airflow_home() as variables:
+        variables |= {f"AIRFLOW_CONN_{conn_id.upper()}": text for conn_id, text in connections.items()}
+        output = run([sys.executable, "-m", "benchmarks.task", kind, json.dumps(options)], variables)
+    figures: list[Figures] = json.loads(output.splitlines()[-1])
+    return figures
+
+
+def run(command: Sequence[str], variables: Mapping[str, str] | None = None, *, text: str | None = None) -> str:
+    """
+    Run a command.
+
+    :param variables: what it is told beside the environment.
+    :param text: its input.
+    :return: its output.
+    """
+    done = subprocess.run(command, env=os.environ | (variables or {}), input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise ChildError(f"{command[:4]} failed:\n{(done.stdout + done.stderr)[-4000:]}")
+    return done.stdout
+
+
+@contextmanager
+def airflow_home() -> Iterator[dict[str, str]]:
+    """Give what the environment must say for an Airflow of one's own, with an empty database."""
+    with tempfile.TemporaryDirectory(prefix="amplemarket-benchmark-") as name:
+        home = Path(name)
+        variables = _settings(home)
+        shutil.copy(_template(), home / "airflow.db")
+        yield variables
+
+
+@cache
+def _template() -> Path:
+    """Make a database once, beside the home of the whole run, which is removed at its end."""
+    home = Path(os.environ["AIRFLOW_HOME"]) / "template"
+    home.mkdir(parents=True)
+    run([sys.executable, "-m", "airflow", "db", "migrate"], _settings(home))
+    return home / "airflow.db"
+
+
+def _settings(home: Path) -> dict[str, str]:
+    (home / "dags").mkdir()
+    return {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+    }
