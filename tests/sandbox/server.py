@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ class Sandbox:
     :param page_size: The most rows a page has, whatever is asked for.
     :param log_path: A file to which every finished request is appended, as a line of JSON.
     :param port: The port, or 0 for any that is free.
+    :param clock: The time in seconds, from any beginning, that the limit goes by; it is never set back.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Sandbox:
         page_size: int = DEFAULT_SIZE,
         log_path: str | Path | None = None,
         port: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not api_key:
             raise ValueError("The API key must not be empty")
@@ -74,7 +76,8 @@ class Sandbox:
         self._listeners: list[Listener] = []
         self._ports = {"api": port, "away": 0}
         # One clock for the limit and the log, so that the two cannot disagree.
-        self._epoch = time.time() - time.monotonic()
+        self._clock = clock
+        self._epoch = time.time() - clock()
 
     # Life
 
@@ -148,7 +151,7 @@ class Sandbox:
         """
         with self._lock:
             for _ in range(n):
-                self._limiter.admit(time.monotonic())
+                self._limiter.admit(self._clock())
 
     # What a test asks
 
@@ -242,7 +245,7 @@ class Sandbox:
             recording=recording,
         )
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             entry.time = now + self._epoch
             self._log.add(entry)
             wait = self._limiter.admit(now) if recording and authorized else None
@@ -257,7 +260,7 @@ class Sandbox:
 
         :param entry: Its entry in the log.
         """
-        self._log.finish(entry, time.monotonic() + self._epoch)
+        self._log.finish(entry, self._clock() + self._epoch)
 
     def answer(self, request: Request) -> Answer | None:
         """Return the answer to a request that was not refused, or None to close the connection without one.
