@@ -44,10 +44,13 @@ class Airflow:
     :param home: an empty folder for everything that Airflow writes.
     :param postgres: the server of the metadata database.
     :param environment: what else the parts are told.
+    :param dags: the folders of the DAGs, by the name of their bundle.
     """
 
-    def __init__(self, home: Path, postgres: Postgres, environment: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, postgres: Postgres, environment: Mapping[str, str], dags: Mapping[str, Path] = DAGS
+    ) -> None:
         self.home = home
+        self.dags = dags
         self.db = postgres
         self.url = f"http://127.0.0.1:{free_port()}"
         self._environment = self._settings() | dict(environment)
@@ -60,7 +63,7 @@ class Airflow:
             "API__HOST": "127.0.0.1",
             "API__PORT": self.url.rpartition(":")[2],
             "API_AUTH__JWT_SECRET": secrets.token_hex(32),
-            "CORE__DAGS_FOLDER": str(DAGS["e2e"]),
+            "CORE__DAGS_FOLDER": str(next(iter(self.dags.values()))),
             "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "CORE__EXECUTOR": "LocalExecutor",
             "CORE__FERNET_KEY": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
@@ -69,7 +72,7 @@ class Airflow:
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "CORE__TEST_CONNECTION": "Enabled",
             "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(
-                [{"name": name, "classpath": LOCAL, "kwargs": {"path": str(path)}} for name, path in DAGS.items()]
+                [{"name": name, "classpath": LOCAL, "kwargs": {"path": str(path)}} for name, path in self.dags.items()]
             ),
             "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
             "DATABASE__SQL_ALCHEMY_CONN": self.db.url,
@@ -105,7 +108,8 @@ class Airflow:
         self.wait("the DAGs", lambda: self.db.rows(known)[0]["count"] >= self._wanted_dags())
 
     def _wanted_dags(self) -> int:
-        return sum(path.read_text().count("with DAG(") for folder in DAGS.values() for path in folder.glob("*.py"))
+        folders = self.dags.values()
+        return sum(path.read_text().count("with DAG(") for folder in folders for path in folder.glob("*.py"))
 
     def stop(self) -> None:
         """Stop all parts, and what they have started."""
@@ -266,6 +270,15 @@ class Airflow:
         """Answer the text of an Airflow Variable, None where there is none."""
         found = self.rest("GET", f"/variables?variable_key_pattern={key}")["variables"]
         return next((str(entry["value"]) for entry in found if entry["key"] == key), None)
+
+    def task_processes(self) -> set[int]:
+        """Answer the ids of the processes in which tasks run at this moment; the LocalExecutor's workers start them."""
+        parents = {}
+        scheduler, *descendants = self._family("scheduler")
+        for process in descendants:
+            with suppress(psutil.NoSuchProcess):
+                parents[process.pid] = process.ppid()
+        return {pid for pid, parent in parents.items() if parents.get(parent) == scheduler.pid}
 
     def task_log(self, row: Row) -> str:
         """Answer the errors in a task's log."""
