@@ -78,7 +78,7 @@ def simulated_rows(name: str, case: Case, simulated: Simulated) -> list[Row]:
             ratio=f"{makespan / optimum:.4f}",
             bound=f"at most {BOUND}",
             met=makespan / optimum <= BOUND,
-            note=f"the last burst takes {burst:.0f} s; a task comes back {case.start:.1f} s after its trigger's "
+            note=f"the last burst takes {burst:.0f} s, a task comes back {case.start:.1f} s after its trigger's "
             f"moment; workers are held for {simulated.worker_seconds / count * 100:.0f} s per 100 recordings",
         ),
         Row(
@@ -122,11 +122,18 @@ def answered(case: Case, simulated: Simulated) -> list[float]:
 
 
 def latency(measured: real.Measured) -> float:
-    """Answer how long a real task took, on the average, from its run's or its trigger's moment to its first request."""
+    """
+    Answer how long a real task took to ask for its first recording, on the average.
+
+    Counted from the run's trigger, and whenever the task came back from the moment at which it was to.
+    """
     hold = RateLimit(real.LIMIT, real.PERIOD).hold
-    first, *later = log.plans(measured.log)
-    ends = [max(entry.answered or 0.0 for entry in log.recordings(measured.log) if entry.time < plan) for plan in later]
-    return mean([first - measured.triggered, *(plan - end - hold for plan, end in zip(later, ends, strict=True))])
+    entries, seconds = log.recordings(measured.log), []
+    for plan in log.plans(measured.log):
+        before = [entry.answered or 0.0 for entry in entries if entry.time < plan]
+        due = max(before) + hold if before else measured.triggered
+        seconds.append(min(entry.time for entry in entries if entry.time >= plan) - due)
+    return mean(seconds)
 
 
 def real_row(measured: real.Measured, start: float) -> Row:
@@ -139,17 +146,17 @@ def real_row(measured: real.Measured, start: float) -> Row:
     return Row(
         measured=f"{real.RECORDINGS} recordings, {real.LIMIT} in {real.PERIOD:g} s, in a real Airflow and simulated: "
         "seconds until the last one is archived; requests per recording; refused ones; resumes",
-        ours=figures(makespan, measured.log),
-        peers={"simulated": figures(told, simulated.log), "optimum": f"{optimum:.1f} s"},
+        ours=figures(makespan, measured.log, measured.starts - 1),
+        peers={"simulated": figures(told, simulated.log, simulated.resumes), "optimum": f"{optimum:.1f} s"},
         ratio=f"{makespan / told:.3f} of what is simulated",
         bound="",
         met=None,
-        note=f"the {start:.1f} s (mean) in which this Airflow starts a task, or brings it back, are "
-        f" {start / real.PERIOD:.0%} of the short period, and would be {start / 3600:.2%} of an hour",
+        note=f"the {start:.1f} s (mean) in which this Airflow brings a task to its first recording are "
+        f"{start / real.PERIOD:.0%} of the short period, and would be {start / 3600:.2%} of an hour",
     )
 
 
-def figures(makespan: float, entries: list[LogEntry]) -> str:
+def figures(makespan: float, entries: list[LogEntry], resumes: int) -> str:
     """Write what is compared."""
     per_recording = len(log.recordings(entries)) / real.RECORDINGS
-    return f"{makespan:.1f} s; {per_recording:.3f}; {log.refused(entries)}; {len(log.plans(entries)) - 1}"
+    return f"{makespan:.1f} s; {per_recording:.3f}; {log.refused(entries)}; {resumes}"
