@@ -66,11 +66,10 @@ class Burst:
         """Measure, and compare."""
         ours = median(figures["seconds"] for figures in self._operator())
         floor = median(self._curl(f"curl-{number}") for number in range(TIMES))
-        loop = self._peer("loop", ["loop"], url=self._server.url)
-        peers = {"(c) curl": floor, "(b) loop": loop}
+        peers = {"(c) curl": floor}
         if self._store:
-            prefixes = [f"a-{number}" for number in range(TIMES)]
-            peers["(a) HttpToS3Operator"] = self._peer("http_to_s3", prefixes, concurrency=CONCURRENCY)
+            peers["(a) HttpToS3Operator"] = self._peer("http_to_s3", TIMES, concurrency=CONCURRENCY)
+        peers["(b) loop"] = self._peer("loop", 1)
         place = "S3" if self._store else "local disk"
         return Row(
             f"Burst of {CALLS} recordings of {MEBIBYTES} MiB, 300 ms to the first byte, onto {place}",
@@ -84,13 +83,8 @@ class Burst:
 
     def _operator(self) -> list[children.Figures]:
         root = f"s3://aws@{BUCKET}" if self._store else f"file://{self._folder}"
-        window = {
-            "start": (self._end - timedelta(days=1)).isoformat(),
-            "end": self._end.isoformat(),
-            "lookback": 0.0,
-        }
-        del window["lookback"]
-        tasks = [
+        window = {"start": (self._end - timedelta(days=1)).isoformat(), "end": self._end.isoformat()}
+        tasks: list[dict[str, Any]] = [
             {"path": f"{root}/ours-{number}", "amplemarket_conn_id": f"api_{number}", **window}
             for number in range(TIMES + 1)
         ]
@@ -105,7 +99,9 @@ class Burst:
         """Fetch with curl, four at once; for S3 each is put there from the file."""
         target = self._folder / prefix
         target.mkdir()
-        fetch = f'curl -sSf -H "Authorization: Bearer {API_KEY}" -o {target}/$0.mp3 {self._server.url}/calls/$0/recording'
+        fetch = (
+            f'curl -sSf -H "Authorization: Bearer {API_KEY}" -o {target}/$0.mp3 {self._server.url}/calls/$0/recording'
+        )
         put = ""
         if self._store:
             login = "{login}:{password}".format(**ACCESS)
@@ -123,19 +119,14 @@ class Burst:
         shutil.rmtree(target)
         return seconds
 
-    def _peer(self, kind: str, prefixes: list[str], **more: Any) -> float:
-        options = {
+    def _peer(self, kind: str, times: int, **options: Any) -> float:
+        prefixes = [f"{kind}-{number}" for number in range(times)]
+        options |= {
             "api_key": API_KEY,
-            "call_ids": self._call_ids,
-            "warm": self._call_ids[0],
-            "prefixes": prefixes,
-            **({"aws_conn_id": "aws", "bucket": BUCKET} if self._store else {"folder": str(self._folder)}),
-            **more,
+            "runs": [{"prefix": each, "url": self._server.url, "call_ids": self._call_ids} for each in prefixes],
+            **({"bucket": BUCKET} if self._store else {"folder": str(self._folder)}),
         }
-        url = self._server.url.removeprefix("http://")
-        host, _, port = url.partition(":")
-        http = f"http://{host}:{port}"
-        figures = children.tasks(kind, options, self._connections | {"amplemarket_http": http})
+        figures = children.tasks(kind, options, self._connections)
         for prefix in prefixes:
             _check((self._store.folder if self._store else self._folder) / prefix)
         return median(each["seconds"] for each in figures)

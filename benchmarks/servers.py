@@ -134,6 +134,7 @@ class Counting:
         path, _, query = target.partition("?")
         if method == "GET" and "list-type=" in query:
             prefix = re.search(r"(?:^|&)prefix=([^/&]*)", query)
-            self.counts["LIST", prefix[1] if prefix else ""] += 1
+            kind = "LIST, further page" if "continuation-token=" in query else "LIST"
+            self.counts[prefix[1] if prefix else "", kind] += 1
         else:
-            self.counts[method, path.strip("/").split("/")[1]] += 1
+            self.counts[path.strip("/").split("/")[1], method] += 1

@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import boto3
 import requests
 from airflow.providers.amazon.aws.transfers.http_to_s3 import HttpToS3Operator
 from airflow.providers.common.compat.sdk import AirflowSkipException
@@ -29,6 +28,7 @@ from airflow.sdk import DAG, Connection
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
 from airflow_provider_amplemarket.plan import Plan
 from airflow_provider_amplemarket.quota import VARIABLE_PREFIX, LedgerState
+from tests import stores
 
 Options = dict[str, Any]
 Figures = dict[str, float]
@@ -39,15 +39,14 @@ FIGURES: list[Figures] = []
 
 @contextmanager
 def measured() -> Iterator[None]:
-    """Measure the time of a block, and by how much the process's memory grows in it at most."""
+    """Measure the time of a block, and the process's memory before it and at its peak."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten
-    idle, began, worked = _status("VmRSS"), time.perf_counter(), time.process_time()
+    idle, began = _status("VmRSS"), time.perf_counter()
     try:
         yield
     finally:
-        seconds, cpu = time.perf_counter() - began, time.process_time() - worked
-        FIGURES.append({"seconds": seconds, "cpu": cpu, "memory": _status("VmHWM") - idle})
+        FIGURES.append({"seconds": time.perf_counter() - began, "idle": idle, "peak": _status("VmHWM")})
 
 
 def _status(name: str) -> float:
@@ -57,7 +56,7 @@ def _status(name: str) -> float:
 
 
 class Measured(AmplemarketRecordingOperator):
-    """The operator, whose work is measured; the first of them, which loads what is loaded late, is not counted."""
+    """The operator, whose work is measured."""
 
     def execute(self, context: Any) -> Any:
         """Archive what is missing."""
@@ -81,7 +80,7 @@ def make_dag() -> DAG:
     with DAG("benchmark", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)) as dag:
         previous = None
         for number, arguments in enumerate(options["tasks"]):
-            task = operator(task_id=f"task_{number}", trigger_rule="all_done", **arguments)
+            task = operator(task_id=f"task_{number}", trigger_rule="all_done", lookback=timedelta(0), **arguments)
             if previous:
                 previous >> task
             previous = task
@@ -112,88 +111,105 @@ def http_to_s3(options: Options) -> None:
             http_conn_id="amplemarket_http",
             endpoint=f"calls/{call_id}/recording",
             headers={"Authorization": f"Bearer {options['api_key']}"},
-            aws_conn_id=options["aws_conn_id"],
+            aws_conn_id="aws",
             s3_bucket=options["bucket"],
             s3_key=f"{prefix}/{call_id}.mp3",
         ).execute({})
 
-    archive("warm-a", options["warm"])
-    for prefix in options["prefixes"]:
-        with measured(), ThreadPoolExecutor(options["concurrency"]) as threads:
-            list(threads.map(partial(archive, prefix), options["call_ids"]))
+    def run(prefix: str, url: str, call_ids: list[str]) -> None:
+        os.environ["AIRFLOW_CONN_AMPLEMARKET_HTTP"] = url
+        with ThreadPoolExecutor(options["concurrency"]) as threads:
+            list(threads.map(partial(archive, prefix), call_ids))
+
+    _repeat(run, options)
 
 
 def loop(options: Options) -> None:
     """Do what a task of one's own with requests does, one recording after the other."""
     save = _saver(options)
 
-    def archive(prefix: str, call_id: str) -> None:
-        while True:
-            headers = {"Authorization": f"Bearer {options['api_key']}"}
-            response = requests.get(f"{options['url']}/calls/{call_id}/recording", headers=headers, timeout=60)
-            if response.status_code != 429:
-                break
-            time.sleep(float(response.headers.get("Retry-After", 60)))
-        response.raise_for_status()
-        save(f"{prefix}/{call_id}.mp3", response.content)
+    def run(prefix: str, url: str, call_ids: list[str]) -> None:
+        headers = {"Authorization": f"Bearer {options['api_key']}"}
+        for call_id in call_ids:
+            while True:
+                response = requests.get(f"{url}/calls/{call_id}/recording", headers=headers, timeout=60)
+                if response.status_code != 429:
+                    break
+                time.sleep(float(response.headers.get("Retry-After", 60)))
+            response.raise_for_status()
+            save(f"{prefix}/{call_id}.mp3", response.content)
 
-    archive("warm-b", options["warm"])
-    for prefix in options["prefixes"]:
+    _repeat(run, options)
+
+
+def _repeat(run: Callable[[str, str, list[str]], None], options: Options) -> None:
+    """Measure the runs, after one recording that loads what is loaded late."""
+    first = options["runs"][0]
+    run(f"warm-{first['prefix']}", first["url"], first["call_ids"][:1])
+    for each in options["runs"]:
         with measured():
-            for call_id in options["call_ids"]:
-                archive(prefix, call_id)
+            run(each["prefix"], each["url"], each["call_ids"])
 
 
 def _saver(options: Options) -> Callable[[str, bytes], object]:
-    if "folder" in options:
-        folder = Path(options["folder"])
+    if "bucket" in options:
+        client = s3_client()
+        return lambda key, content: client.put_object(Bucket=options["bucket"], Key=key, Body=content)
 
-        def save(key: str, content: bytes) -> None:
-            (folder / key).parent.mkdir(parents=True, exist_ok=True)
-            (folder / key).write_bytes(content)
+    def save(key: str, content: bytes) -> None:
+        path = Path(options["folder"]) / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
-        return save
-    client = s3_client(options["aws_conn_id"])
-    return lambda key, content: client.put_object(Bucket=options["bucket"], Key=key, Body=content)
+    return save
 
 
-def heads(options: Options) -> None:
-    """Find what is missing as a task of one's own does: ask the API for the calls, and the store for each of them."""
-    client = s3_client(options["aws_conn_id"])
-    headers = {"Authorization": f"Bearer {options['api_key']}"}
-    for _ in range(options["times"]):
-        with measured():
-            url, missing = f"{options['url']}/calls", []
-            while url:
-                page = requests.get(url, headers=headers, timeout=60).json()
-                for call in page["calls"]:
-                    try:
-                        key = f"{options['prefix']}/date={call['start_date'][:10]}/{call['id']}.mp3"
-                        client.head_object(Bucket=options["bucket"], Key=key)
-                    except client.exceptions.ClientError:
-                        missing.append(call["id"])
-                following = page["_links"].get("next")
-                url = following and options["url"] + following["href"]
+def look(options: Options) -> None:
+    """Find what is missing as a task of one's own does: list the calls, and look for each of them."""
+    exists = _finder(options)
+
+    def run(prefix: str, url: str) -> None:
+        headers = {"Authorization": f"Bearer {options['api_key']}"}
+        page_url, missing = f"{url}/calls", []
+        while page_url:
+            page = requests.get(page_url, headers=headers, timeout=60).json()
+            for call in page["calls"]:
+                if not exists(f"{prefix}/date={call['start_date'][:10]}/{call['id']}.mp3"):
+                    missing.append(call["id"])
+            following = page["_links"].get("next")
+            page_url = following and url + following["href"]
         if missing:
             raise RuntimeError(f"{len(missing)} of the recordings are missing")
 
+    for each in options["runs"]:
+        with measured():
+            run(each["prefix"], each["url"])
 
-def s3_client(conn_id: str) -> Any:
-    """Make boto3's client for an Airflow connection."""
-    conn = Connection.get(conn_id)
-    return boto3.client(
-        "s3",
-        endpoint_url=conn.extra_dejson["endpoint_url"],
-        region_name=conn.extra_dejson["region_name"],
-        aws_access_key_id=conn.login,
-        aws_secret_access_key=conn.password,
-    )
+
+def _finder(options: Options) -> Callable[[str], bool]:
+    if "bucket" not in options:
+        return lambda key: (Path(options["folder"]) / key).exists()
+    client = s3_client()
+
+    def exists(key: str) -> bool:
+        try:
+            client.head_object(Bucket=options["bucket"], Key=key)
+        except client.exceptions.ClientError:
+            return False
+        return True
+
+    return exists
+
+
+def s3_client() -> Any:
+    """Make boto3's client for the Airflow connection of the store."""
+    return stores.s3_client(Connection.get("aws").extra_dejson["endpoint_url"])
 
 
 def main() -> None:
     """Run what the command line says."""
     kind, options = sys.argv[1], json.loads(sys.argv[2])
-    {"operators": run_operators, "http_to_s3": http_to_s3, "loop": loop, "heads": heads}[kind](options)
+    {"operators": run_operators, "http_to_s3": http_to_s3, "loop": loop, "look": look}[kind](options)
     print(json.dumps(FIGURES))
 
 

@@ -1,0 +1,212 @@
+"""
+The planning of a run: the calls are listed, the archive is listed, the sidecars are read, and what is missing is found,
+which here is nothing, because reading is the more work the more is archived. Outside the window lie 1,000 to 100,000
+objects in date partitions of 1,000; in it 100 to 10,000 calls, at most 1,000 a day, each with audio and sidecar. The
+requests to S3 are counted by a relay in a run of their own, those for pages of calls by the API. The loop is how a task
+of one's own would do it: for each call on each page it looks whether its recording is there, with boto3's
+``head_object`` or ``Path.exists``. Servers and processes are as with the burst, the API answers without delay.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from airflow_provider_amplemarket.layout import Layout
+from benchmarks import children
+from benchmarks.api import API_KEY, calls_of
+from benchmarks.servers import ApiServer, Counting, api, s3
+from benchmarks.table import Row
+from tests.stores import BUCKET, aws_connection
+
+END = datetime(2026, 11, 20, tzinfo=UTC)
+A_DAY = 1000
+#: Times of the same amount of work differ by as much.
+NOISE = 1.25
+TIMES = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    An archive.
+
+    :param outside: objects outside the window.
+    :param inside: calls in the window.
+    """
+
+    outside: int
+    inside: int
+
+    @property
+    def name(self) -> str:
+        """The archive's folder."""
+        return f"{self.outside}-objects-{self.inside}-calls"
+
+    @property
+    def days(self) -> int:
+        """Length of the window."""
+        return ceil(self.inside / A_DAY)
+
+    def fill(self, bucket: Path) -> None:
+        """Make the archive."""
+        layout = Layout()
+        for number in range(self.outside):
+            folder = bucket / self.name / f"date={END - timedelta(days=100 + number // 1000):%Y-%m-%d}"
+            if number % 1000 == 0:
+                folder.mkdir(parents=True)
+            (folder / f"{number // 2:08}.{'json' if number % 2 else 'mp3'}").touch()
+        for call in calls_of(self.inside, 1, end=END, days=self.days):
+            place = layout.place(call)
+            audio, sidecar = bucket / self.name / place.audio, bucket / self.name / place.sidecar
+            audio.parent.mkdir(parents=True, exist_ok=True)
+            audio.write_bytes(b"audio")
+            record = {"version": 1, "call_id": call["id"], "status": "stored", "size": 5, "sha256": "0" * 64}
+            sidecar.write_text(json.dumps({**record, "start_date": call["start_date"], "call": call}, indent=2))
+
+
+OUTSIDE = (Case(1_000, 100), Case(10_000, 100), Case(100_000, 100))
+INSIDE = (Case(1_000, 100), Case(1_000, 1_000), Case(1_000, 10_000))
+CASES = tuple(dict.fromkeys(OUTSIDE + INSIDE))
+
+
+def run() -> list[Row]:
+    """Measure on the local disk and on S3."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="amplemarket-growth-"))) / "s3"
+        for case in CASES:
+            case.fill(folder / BUCKET)
+        store = stack.enter_context(s3(folder))
+        counting = Counting(store.url)
+        stack.callback(counting.close)
+        servers = {
+            case.inside: stack.enter_context(api(case.inside, end=END.isoformat(), days=case.days)) for case in INSIDE
+        }
+        connections = {f"api_{number}": server.connection() for number, server in servers.items()}
+        connections |= {"aws": store.connection, "counted": aws_connection(counting.url)}
+        local = Planning(f"file://{folder / BUCKET}", {"folder": str(folder / BUCKET)}, servers, connections)
+        rows = local.rows("the local disk")
+        on_s3 = Planning(f"s3://aws@{BUCKET}", {"bucket": BUCKET}, servers, connections)
+        rows += on_s3.rows("S3")
+        before = {case: servers[case.inside].pages() for case in INSIDE}
+        children.tasks("operators", {"kind": "plan", "tasks": _tasks(CASES, f"s3://counted@{BUCKET}")}, connections)
+        pages = {case: servers[case.inside].pages() - before[case] for case in INSIDE}
+        # The smallest window is planned for each archive.
+        pages[INSIDE[0]] //= len(OUTSIDE)
+        return [*rows, *_requests(counting, pages)]
+
+
+def _tasks(cases: Sequence[Case], root: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": f"{root}/{case.name}",
+            "amplemarket_conn_id": f"api_{case.inside}",
+            "start": (END - timedelta(days=case.days)).isoformat(),
+            "end": END.isoformat(),
+        }
+        for case in cases
+    ]
+
+
+class Planning:
+    """
+    The same plans on one store.
+
+    :param root: the store, as ObjectStoragePath takes it.
+    :param place: the same for the loop.
+    :param servers: the API with so many calls.
+    """
+
+    def __init__(
+        self, root: str, place: dict[str, str], servers: dict[int, ApiServer], connections: dict[str, str]
+    ) -> None:
+        # What is measured first, and once more than the others, loads what is loaded late.
+        cases = [CASES[0], *CASES * TIMES]
+        tasks = {"kind": "plan", "tasks": _tasks(cases, root)}
+        runs = [{"prefix": case.name, "url": servers[case.inside].url} for case in cases]
+        options = {"api_key": API_KEY, "runs": runs, **place}
+        self._ours = self._times(children.tasks("operators", tasks, connections))
+        self._loop = self._times(children.tasks("look", options, connections))
+
+    def _times(self, figures: list[children.Figures]) -> dict[Case, float]:
+        seconds = [each["seconds"] for each in figures[1:]]
+        return {case: median(seconds[place :: len(CASES)]) for place, case in enumerate(CASES)}
+
+    def rows(self, store: str) -> list[Row]:
+        """Compare what lies outside, and what lies inside."""
+        outside = [self._ours[case] for case in OUTSIDE]
+        inside = [self._ours[case] for case in INSIDE]
+        growths = [later / earlier for earlier, later in pairwise(inside)]
+        objects, calls = _listed(case.outside for case in OUTSIDE), _listed(case.inside for case in INSIDE)
+        return [
+            Row(
+                f"Planning 100 calls, {objects} objects outside the window, on {store}",
+                _seconds(outside),
+                {"(b) loop": _seconds(self._loop[case] for case in OUTSIDE)},
+                self._ratios(OUTSIDE),
+                f"no growth: the last at most {NOISE} of the first, for noise",
+                outside[-1] <= NOISE * outside[0],
+                f"the last is {outside[-1] / outside[0]:.2f} of the first",
+            ),
+            Row(
+                f"Planning {calls} calls, 1,000 objects outside the window, on {store}",
+                _seconds(inside),
+                {"(b) loop": _seconds(self._loop[case] for case in INSIDE)},
+                self._ratios(INSIDE),
+                "at most linear: 10 for each step",
+                all(growth <= 10 for growth in growths),
+                f"{' and '.join(f'{growth:.1f}' for growth in growths)} for each step",
+            ),
+        ]
+
+    def _ratios(self, cases: Sequence[Case]) -> str:
+        return " / ".join(f"{self._ours[case] / self._loop[case]:.2f}" for case in cases) + " of (b)"
+
+
+def _requests(counting: Counting, pages: dict[Case, int]) -> list[Row]:
+    """Compare the requests of one plan each."""
+    counts = {
+        case: {kind: count for (name, kind), count in sorted(counting.counts.items()) if name == case.name}
+        for case in CASES
+    }
+    lists = [counts[case].get("LIST") for case in INSIDE]
+    return [
+        Row(
+            f"Requests of such a plan to S3, {_listed(case.outside for case in OUTSIDE)} objects outside the window",
+            " / ".join(_kinds(counts[case]) for case in OUTSIDE),
+            {"(b) loop": "HEAD 100 / HEAD 100 / HEAD 100"},
+            "",
+            "no growth",
+            counts[OUTSIDE[0]] == counts[OUTSIDE[1]] == counts[OUTSIDE[2]],
+        ),
+        Row(
+            f"Requests of such a plan to S3 and for pages of 20 calls, {_listed(case.inside for case in INSIDE)} calls",
+            " / ".join(f"{_kinds(counts[case])}, pages {pages[case]:,}" for case in INSIDE),
+            {"(b) loop": " / ".join(f"HEAD {case.inside:,}, pages {case.inside // 20:,}" for case in INSIDE)},
+            "",
+            f"one listing for each date partition: {_listed(case.days for case in INSIDE)}",
+            lists == [case.days for case in INSIDE] and all(pages[case] <= ceil(case.inside / 20) for case in INSIDE),
+            "S3 lists 1,000 objects at once; a sidecar is read with one GET",
+        ),
+    ]
+
+
+def _kinds(counts: dict[str, int]) -> str:
+    return ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+
+
+def _listed(numbers: Any) -> str:
+    return " / ".join(f"{number:,}" for number in numbers)
+
+
+def _seconds(figures: Any) -> str:
+    return " / ".join(f"{figure:.2f}" for figure in figures) + " s"
