@@ -35,15 +35,23 @@ def tasks(kind: str, options: Mapping[str, Any], connections: Mapping[str, str])
     return figures
 
 
-def run(command: Sequence[str], variables: Mapping[str, str] | None = None, *, text: str | None = None) -> str:
+def run(
+    command: Sequence[str],
+    variables: Mapping[str, str] | None = None,
+    *,
+    text: str | None = None,
+    folder: Path | None = None,
+) -> str:
     """
     Run a command.
 
     :param variables: what it is told beside the environment.
     :param text: its input.
+    :param folder: where it is run.
     :return: its output.
     """
-    done = subprocess.run(command, env=os.environ | (variables or {}), input=text, capture_output=True, text=True)
+    environment = os.environ | (variables or {})
+    done = subprocess.run(command, env=environment, input=text, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise ChildError(f"{command[:4]} failed:\n{(done.stdout + done.stderr)[-4000:]}")
     return done.stdout
