@@ -74,7 +74,7 @@ def run() -> list[Row]:
             bound="1.000; 0",
             met=asked(ours) == "1.000; 0",
             note="mapped tasks are refused little here because Airflow cannot start many more of them than the quota "
-            "has room for; in an hour it can start all that are left, so 1,200 would be asked for 12.5 times each",
+            "has room for; in an hour it can start all that are left, so 1,000 would be asked for 10.5 times each",
         ),
         Row(
             measured=f"{case}: seconds until the last one is archived",
