@@ -6,6 +6,7 @@ import argparse
 import importlib
 import inspect
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(MODULES)}; all of them by default")
     parser.add_argument("--output", type=Path, help=f"where to write the table; {PAGE.name} when all are run")
     options = parser.parse_args()
+    # So that servers end and folders are removed, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if unknown := set(options.names) - set(MODULES):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
     names = [name for name in MODULES if name in options.names or not options.names]
