@@ -5,7 +5,8 @@ BIN := .venv/bin
 MEMBERS ?=
 JOBS ?= 2
 
-.PHONY: demo airflow sandbox test test-stores test-e2e test-matrix chromium bench lint format types wheel constraints clean
+.PHONY: demo airflow sandbox test test-unit test-e2e test-stores test-matrix bench \
+  lint format types wheel constraints chromium clean
 
 demo: .venv/ready        ## archive a day of calls and show what came of it
 	@$(BIN)/python -m tools.demo
@@ -16,10 +17,12 @@ airflow: .venv/ready     ## the same Airflow with its UI, until Ctrl-C
 sandbox: .venv/ready     ## the sandbox of the API alone, until Ctrl-C
 	@$(BIN)/python -m tests.sandbox
 
-test: .venv/ready        ## all tests, with branch coverage
+test: test-unit test-e2e ## all that must hold here
+
+test-unit: .venv/ready   ## all but the whole Airflow, with branch coverage
 	@AMPLEMARKET_TEST_STORES=local,moto $(BIN)/python -m pytest --ignore=tests/e2e --cov --cov-report=term
 
-test-e2e: .venv/e2e chromium  ## a whole Airflow on PostgreSQL, and its UI in Chromium; takes ten minutes
+test-e2e: .venv/ready chromium  ## a whole Airflow on PostgreSQL, and its UI in Chromium; takes ten minutes
 	@$(BIN)/python -m pytest tests/e2e
 
 test-matrix: .venv/ready  ## the wheel with each Airflow and Python, or with MEMBERS=ends, MEMBERS="airflow-3.1-py3.12 …"
@@ -29,7 +32,7 @@ test-stores: .stores/ready  ## the archive on rclone's S3, Azure and Google Clou
 	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs .stores/venv/bin/python -m pytest \
 	  -k "rclone or azurite or gcs" tests/test_archive.py tests/operators
 
-bench: .venv/bench       ## measured side by side with the alternatives, into benchmarks.md; takes ten minutes
+bench: .venv/ready       ## measured side by side with the alternatives, into benchmarks.md; takes ten minutes
 	@$(BIN)/python -m benchmarks
 
 lint: .venv/ready
@@ -46,7 +49,7 @@ wheel: .venv/ready
 
 # The versions that the project is tested with, resolved anew.
 constraints: .venv/ready
-	@$(BIN)/uv pip compile -q --upgrade --universal --extra dev --extra e2e --extra bench --no-annotate --no-header \
+	@$(BIN)/uv pip compile -q --upgrade --universal --extra dev --no-annotate --no-header \
 	  --python-version 3.11 -o constraints.txt pyproject.toml
 
 clean:
@@ -59,9 +62,6 @@ clean:
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]' > .venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
 	@touch $@
 
-.venv/e2e: .venv/ready
-	@$(BIN)/pip install -q -c constraints.txt -e '.[e2e]' && touch $@
-
 # Without it the tests in the browser are skipped.
 chromium:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name > /dev/null && exit 0; done; \
@@ -69,9 +69,6 @@ chromium:
 	  echo "Installing Debian's chromium for the tests in the browser …"; \
 	  apt-get -qq update > /dev/null && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core > /dev/null; \
 	fi
-
-.venv/bench: .venv/e2e
-	@$(BIN)/pip install -q -c constraints.txt -e '.[bench]' && touch $@
 
 # An environment of its own: Google's provider is large and holds other packages back.
 .stores/ready: pyproject.toml constraints-stores.txt

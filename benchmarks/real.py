@@ -69,7 +69,9 @@ def measure() -> dict[str, Measured]:
             "BENCHMARK_PERIOD": str(PERIOD),
             "TMPDIR": str(home),
         }
-        airflow = Airflow(home, stack.enter_context(Postgres()), environment, Path(__file__).parent / "dags")
+        airflow = Airflow(
+            home, stack.enter_context(Postgres()), environment, {"benchmarks": Path(__file__).parent / "dags"}
+        )
         stack.callback(airflow.stop)
         airflow.start()
         airflow.unpause(WARM_UP)

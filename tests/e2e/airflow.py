@@ -47,7 +47,8 @@ class Airflow:
     :param dags: the folders of the DAGs, by the name of their bundle.
     """
 
-    def __init__(self, home: Path, postgres: Postgres, environment: Mapping[str, str], dags: Mapping[str, Path] = DAGS
+    def __init__(
+        self, home: Path, postgres: Postgres, environment: Mapping[str, str], dags: Mapping[str, Path] = DAGS
     ) -> None:
         self.home = home
         self.dags = dags
