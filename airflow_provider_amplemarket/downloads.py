@@ -83,10 +83,14 @@ class Downloads:
     is_full: bool
     cancel: threading.Event
     requests: int = 0
+    _slots: threading.Semaphore = field(init=False)
     _answers: list[float] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _fatal: Exception | None = None
     _outage: int = 0
+
+    def __post_init__(self) -> None:
+        self._slots = threading.Semaphore(self.concurrency)
 
     @property
     def pace(self) -> float:
@@ -107,7 +111,8 @@ class Downloads:
         """
         # What has failed before comes last: it must not keep the others waiting for ever.
         queue = deque(sorted(plan.having(MISSING), key=lambda item: (item.last_record or {}).get("status") == FAILED))
-        with self.archive.staging() as directory, ThreadPoolExecutor(self.concurrency) as threads:
+        # Twice as many threads as downloads at once: while some of them publish, others download.
+        with self.archive.staging() as directory, ThreadPoolExecutor(2 * self.concurrency) as threads:
             try:
                 self._run(plan, queue, directory, threads)
             except BaseException:
@@ -136,9 +141,9 @@ class Downloads:
         running: dict[Future[_Outcome], Permit] = {}
         outcomes: list[tuple[Permit, _Outcome]] = []
         while True:
-            # One request for each thread waits with its permit, so that no thread waits for the ledger, and an
-            # exchange, which is several round trips, brings permits for half of the threads at a time. Once something
-            # has stopped the run, what is under way ends first and is reported together.
+            # As many as are downloaded wait with their permits, or are published, so that no download waits for the
+            # ledger; an exchange, which is several round trips, brings permits for half as many at a time. Once
+            # something has stopped the run, what is under way ends first and is reported together.
             room = 0 if self._stop.is_set() else min(len(queue), 2 * self.concurrency - len(running))
             is_due = room >= min(len(queue), (self.concurrency + 1) // 2)
             if (room and is_due) or (outcomes and not running and not isinstance(self._fatal, LedgerError)):
@@ -205,19 +210,21 @@ class Downloads:
 
     def _fetch(self, item: Item, permit: Permit, directory: Path) -> _Outcome:
         """Use one permit; runs in a thread of its own."""
+        target = directory / f"{item.call_id}.part"
+        with self._slots:
+            result = self._download(item, permit, target, directory)
+        return result if isinstance(result, _Outcome) else self._publish(item, result, target, directory)
+
+    def _download(self, item: Item, permit: Permit, target: Path, directory: Path) -> Recording | _Outcome:
+        """Send the request; what goes wrong is put on record before the next one is sent, lest an outage eat them."""
         clock = self.ledger.clock
         if self._stop.is_set() or self.cancel.is_set() or clock() > permit.use_before:
             return _Outcome(item, MISSING, sent=False)
-        target = directory / f"{item.call_id}.part"
         requested_at = pendulum.now("UTC")
-        answered_at: float | None = None
         try:
-            recording = self.hook.download_recording(item.call_id, target, cancelled=self.cancel.is_set)
-            answered_at = recording.answered_at.timestamp()
-            entry = self._store(item, recording, target, directory)
-            return _Outcome(Item(item.call, entry), STORED, answered_at)
+            return self.hook.download_recording(item.call_id, target, cancelled=self.cancel.is_set)
         except (RateLimitExceededError, AuthenticationError) as error:
-            # Here, not in _note: this thread would take the next request before the outcome is noted.
+            # Here, not in _note: another request would be sent before the outcome is noted.
             self._stop.set()
             return _Outcome(item, MISSING, clock(), error=error)
         except (AmplemarketAPIError, InvalidRecordingError) as error:
@@ -225,10 +232,19 @@ class Downloads:
             answered_at = None if isinstance(error, AmplemarketConnectionError) else clock()
             return self._fail(item, error, requested_at, answered_at, directory)
         except Exception as error:
-            return self._fail(item, error, requested_at, answered_at, directory)
+            return self._fail(item, error, requested_at, None, directory)
+
+    def _publish(self, item: Item, recording: Recording, target: Path, directory: Path) -> _Outcome:
+        """Take a recording into the archive, while other threads download."""
+        answered_at = recording.answered_at.timestamp()
+        try:
+            entry = self._store(item, recording, target, directory)
+        except Exception as error:
+            return self._fail(item, error, recording.requested_at, answered_at, directory)
+        return _Outcome(Item(item.call, entry), STORED, answered_at)
 
     def _fail(
-        self, item: Item, error: Exception, requested_at: pendulum.DateTime, answered_at: float | None, directory: Path
+        self, item: Item, error: Exception, requested_at: datetime, answered_at: float | None, directory: Path
     ) -> _Outcome:
         """Put a failure on record; where the archive is what fails, stop the run instead."""
         if self.cancel.is_set():
@@ -269,9 +285,7 @@ class Downloads:
         self.archive.write_record(place, record, directory)
         return Entry(place, recording.size, record)
 
-    def _failure_record(
-        self, item: Item, status: str, error: Exception, requested_at: pendulum.DateTime
-    ) -> dict[str, Any]:
+    def _failure_record(self, item: Item, status: str, error: Exception, requested_at: datetime) -> dict[str, Any]:
         entry = item.entry
         old = entry.record or {}
         record = self._record(

@@ -184,6 +184,21 @@ def test_so_many_at_once_and_no_more(tmp_path: Path, concurrency: int) -> None:
     assert len(case.ids(STORED)) == 24
 
 
+def test_downloads_go_on_while_recordings_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    next_one = threading.Event()
+    case = Case(tmp_path, 2, {"c01": next_one.set})
+    publish = case.archive.publish
+
+    def slow(*arguments: Any) -> None:
+        assert next_one.wait(10)
+        publish(*arguments)
+
+    monkeypatch.setattr(case.archive, "publish", slow)
+    case.run()
+    assert case.ids(STORED) == ["c00", "c01"]
+    assert case.hook.most == 1
+
+
 def test_ledger_is_used_by_the_calling_thread_alone(tmp_path: Path) -> None:
     case = Case(tmp_path, 12, concurrency=4)
     case.run()

@@ -671,8 +671,9 @@ class TestFaults:
         outcome = bench.run(max_concurrency=4)
         assert type(outcome.error) is AmplemarketError
         assert "10 requests in a row failed" in str(outcome.error)
-        # The threads may be two rounds ahead of the one that counts, and that one may look at the first successes last.
-        assert 13 <= len(outcome.asked) <= 3 + 5 + 10 + 8
+        # The threads may be two rounds ahead of the one that counts, and a success that is published late lets the
+        # count begin anew.
+        assert 13 <= len(outcome.asked) <= 3 + 9 + 10 + 8
         assert outcome.counts() == {"stored": 3, "failed": len(outcome.asked) - 3}
         assert outcome.summary["left"] == 40 - len(outcome.asked)
         for row in rows:
@@ -950,7 +951,8 @@ class TestReconciliation:
             outcome = bench.run(max_concurrency=2)
         assert isinstance(outcome.error, ArchiveError)
         assert "No space left" in str(outcome.error)
-        assert len(outcome.asked) <= 3
+        # What is published, and what is downloaded meanwhile.
+        assert len(outcome.asked) <= 2 + 2
         assert bench.files() == []
         assert bench.run(try_number=2).ok.counts() == {"stored": 30}
 
