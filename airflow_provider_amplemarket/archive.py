@@ -32,6 +32,8 @@ STAGING = ".staging"
 WRITE_CHECK = ".amplemarket-write-check"
 
 _CHUNK = 8 * 1024**2
+#: S3 takes no smaller parts. One at a time, as each is in memory twice while it is sent.
+_S3_PART = 5 * 1024**2
 _UPLOAD_ATTEMPTS = 4
 #: Seconds for an upload of nothing, and bytes that each further second is good for.
 _UPLOAD_PATIENCE = 120.0
@@ -277,7 +279,7 @@ class Archive:
         # connection, too. It is fsspec that ends them.
         timeout = _UPLOAD_PATIENCE + size / _SLOWEST_UPLOAD
         if "s3" in self._protocols:
-            return {"timeout": timeout, "ContentType": content_type, "chunksize": _CHUNK, "max_concurrency": 2}
+            return {"timeout": timeout, "ContentType": content_type, "chunksize": _S3_PART, "max_concurrency": 1}
         if "gs" in self._protocols:
             return {"timeout": timeout, "content_type": content_type, "chunksize": _CHUNK}
         if "abfs" in self._protocols:
