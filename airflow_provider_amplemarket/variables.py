@@ -75,14 +75,13 @@ class PatientStore:
         for pause in (*_PAUSES, 0.0):
             try:
                 text = self._store.get(key)
-            except Exception as error:
-                problem, not_found = error, 0
-            else:
                 not_found += 1
                 if text is not None:
                     return text
                 if not_found >= _NOT_FOUND_BELIEVED and self._answers():
                     return self._store.get(key)
+            except Exception as error:
+                problem, not_found = error, 0
             self._sleep(pause)
         raise LedgerError(f"The quota ledger (Airflow Variable {key}) cannot be read") from problem
 

@@ -491,6 +491,17 @@ def test_a_ledger_is_not_missing_while_nothing_can_be_written(clock: Clock) -> N
         open_ledger(Down(), clock).moments()
 
 
+@pytest.mark.parametrize("fault", ["fails", "fails late"])
+def test_the_last_look_for_a_missing_ledger_may_fail_like_any_other(fault: str, clock: Clock) -> None:
+    store = MemoryStore(None, ["lost", "lost", "lost", fault])
+    with pytest.raises(LedgerError, match="cannot be read"):
+        open_ledger(MemoryStore(None, ["lost", "lost", "lost", *[fault] * 6]), clock).exchange(1)
+    spent = MemoryStore()
+    open_ledger(spent, clock).exchange(50)
+    store.text = spent.text
+    assert open_ledger(store, clock).exchange(1) == []
+
+
 def test_not_founds_count_only_in_a_row() -> None:
     clock = Clock()
     spent = MemoryStore()
