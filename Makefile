@@ -50,7 +50,7 @@ wheel: .venv/ready
 # The versions that the project is tested with, resolved anew.
 constraints: .venv/ready
 	@$(BIN)/uv pip compile -q --upgrade --universal --extra dev --no-annotate --no-header \
-	  --python-version 3.11 -o constraints.txt pyproject.toml
+	  --python-version 3.11 -o constraints.txt pyproject.toml && sed -i 's/ *;.*//' constraints.txt
 
 clean:
 	@rm -rf .venv .venv-matrix .stores .airflow .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist

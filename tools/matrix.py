@@ -218,6 +218,9 @@ def resolve(series: Series) -> None:
         command += ["--exclude-newer-package", f"apache-airflow-providers-common-compat={series.compat_before}"]
     command += ["-o", series.constraints, "pyproject.toml", "-"]
     subprocess.run(command, cwd=CHECKOUT, input="\n".join(wanted), text=True, check=True, stdout=subprocess.DEVNULL)
+    # A constraint installs nothing, so it needs no conditions.
+    text = (CHECKOUT / series.constraints).read_text()
+    (CHECKOUT / series.constraints).write_text(re.sub(r" *;.*", "", text))
 
 
 def find_python(version: str) -> Path | None:
