@@ -1,8 +1,8 @@
 """
-One recording of 1 MiB, 50 MiB, 500 MiB: by how much the process that archives it grows at most (``VmHWM``) above what
-it had when it was idle, after a first recording had been archived so that all code was loaded. Smaller recordings come
-first, each size three times in the same process; the peak is taken above the idle memory before the first of them, so
-that what a process keeps counts, too. The rest is as with the burst.
+One recording of 1 MiB, 50 MiB, 500 MiB, each in a process of its own: by how much that process grows at most
+(``VmHWM``) above what it had when it was idle, after a first recording of 1 MiB had been archived so that all code was
+loaded. It is archived three times; the peaks are taken above the idle memory before the first, so that what a process
+keeps counts, too. The rest is as with the burst, but the API answers without delay.
 """
 
 from __future__ import annotations
@@ -60,28 +60,28 @@ def _listed(figures: Sequence[float]) -> str:
 
 def _operator(root: str, servers: Sequence[ApiServer], connections: dict[str, str]) -> list[float]:
     window = {"start": "2000-01-01T00:00:00Z", "end": NOW.isoformat()}
-    sizes = [0, *(number for number in range(len(SIZES)) for _ in range(TIMES))]
-    tasks = [
-        {"path": f"{root}/{place}", "amplemarket_conn_id": f"api_{place}", **window} for place in range(len(sizes))
-    ]
-    apis = {f"api_{place}": servers[number].connection() for place, number in enumerate(sizes)}
-    return _by_size(children.tasks("operators", {"kind": "run", "tasks": tasks}, connections | apis)[1:])
+    grown = []
+    for size, server in zip(SIZES, servers, strict=True):
+        apis = {f"api_{time}": server.connection() for time in range(1, TIMES + 1)}
+        apis["api_0"] = servers[0].connection()
+        tasks = [
+            {"path": f"{root}/{size}-{conn_id}", "amplemarket_conn_id": conn_id, **window} for conn_id in sorted(apis)
+        ]
+        grown.append(_growth(children.tasks("operators", {"kind": "run", "tasks": tasks}, connections | apis)[1:]))
+    return grown
 
 
 def _peer(servers: Sequence[ApiServer], connections: dict[str, str]) -> list[float]:
     """Do the same with Amazon's operator."""
     ids = [calls_of(1, size, end=NOW, days=1)[0]["id"] for size in SIZES]
-    runs = [
-        {"prefix": f"peer-{time}", "url": server.url, "call_ids": [call_id]}
-        for server, call_id in zip(servers, ids, strict=True)
-        for time in range(TIMES)
-    ]
-    options = {"api_key": API_KEY, "runs": runs, "bucket": BUCKET, "concurrency": 1}
-    return _by_size(children.tasks("http_to_s3", options, connections))
+    first = {"prefix": "first", "url": servers[0].url, "call_ids": ids[:1]}
+    grown = []
+    for call_id, server in zip(ids, servers, strict=True):
+        runs = [{"prefix": f"peer-{time}", "url": server.url, "call_ids": [call_id]} for time in range(TIMES)]
+        options = {"api_key": API_KEY, "first": first, "runs": runs, "bucket": BUCKET, "concurrency": 1}
+        grown.append(_growth(children.tasks("http_to_s3", options, connections)))
+    return grown
 
 
-def _by_size(figures: list[children.Figures]) -> list[float]:
-    """Answer the growth for each size, above what was idle before the first."""
-    idle = figures[0]["idle"]
-    groups = [figures[place : place + TIMES] for place in range(0, len(figures), TIMES)]
-    return [median(each["peak"] - idle for each in group) for group in groups]
+def _growth(figures: list[children.Figures]) -> float:
+    return median(each["peak"] - figures[0]["idle"] for each in figures)

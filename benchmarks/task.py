@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import requests
 from airflow.providers.amazon.aws.transfers.http_to_s3 import HttpToS3Operator
@@ -144,8 +145,8 @@ def loop(options: Options) -> None:
 
 def _repeat(run: Callable[[str, str, list[str]], None], options: Options) -> None:
     """Measure the runs, after one recording that loads what is loaded late."""
-    first = options["runs"][0]
-    run(f"warm-{first['prefix']}", first["url"], first["call_ids"][:1])
+    first = options.get("first") or options["runs"][0]
+    run(f"{uuid4()}", first["url"], first["call_ids"][:1])
     for each in options["runs"]:
         with measured():
             run(each["prefix"], each["url"], each["call_ids"])
