@@ -42,6 +42,7 @@ FIGURES: list[Figures] = []
 def measured() -> Iterator[None]:
     """Measure the time of a block, and the process's memory before it and at its peak."""
     gc.collect()
+    gc.freeze()  # all that Airflow's API server has loaded into this process would be looked through again and again
     Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten
     idle, began = _status("VmRSS"), time.perf_counter()
     try:
