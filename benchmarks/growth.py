@@ -183,7 +183,12 @@ class Planning:
         """Compare the requests of a plan."""
         counts, looks = _counts(ours), _counts(loop)
         listings = [counts[case]["LIST"] for case in INSIDE]
-        few = [self._pages[case.inside] <= ceil(case.inside / 20) for case in INSIDE]
+        few = [
+            self._pages[case.inside] <= ceil(case.inside / 20)
+            and counts[case].keys() <= {"GET", "LIST", "LIST, further page"}
+            and counts[case]["GET"] == case.inside
+            for case in INSIDE
+        ]
         return [
             Row(
                 f"Its requests to S3, {_listed(case.outside for case in OUTSIDE)} objects outside the window",
@@ -198,9 +203,9 @@ class Planning:
                 " / ".join(f"{_kinds(counts[case])}, pages {self._pages[case.inside]:,g}" for case in INSIDE),
                 {"(b) loop": " / ".join(_kinds(looks[case]) for case in INSIDE) + ", and the same pages"},
                 "",
-                f"one listing for each date partition: {_listed(case.days for case in INSIDE)}",
+                f"one listing for each date partition: {_listed(case.days for case in INSIDE)}; one GET for each sidecar",
                 listings == [case.days for case in INSIDE] and all(few),
-                "S3 lists 1,000 objects at once, hence further pages; a sidecar is read with one GET",
+                "S3 lists 1,000 objects at once, hence further pages",
             ),
         ]
 
