@@ -203,7 +203,7 @@ class Planning:
                 " / ".join(f"{_kinds(counts[case])}, pages {self._pages[case.inside]:,g}" for case in INSIDE),
                 {"(b) loop": " / ".join(_kinds(looks[case]) for case in INSIDE) + ", and the same pages"},
                 "",
-                f"one listing for each date partition: {_listed(case.days for case in INSIDE)}; one GET for each sidecar",
+                f"one listing for each date partition: {_listed(case.days for case in INSIDE)}; one GET a sidecar",
                 listings == [case.days for case in INSIDE] and all(few),
                 "S3 lists 1,000 objects at once, hence further pages",
             ),
