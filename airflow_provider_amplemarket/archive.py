@@ -147,6 +147,8 @@ class Archive:
         """
         places = list(places)
         sizes: dict[str, int] = {}
+        # Once, and not for each folder: s3fs asks for the size of what it has not just listed before it reads it.
+        self.fs.invalidate_cache()
         for folder in sorted({place.folder for place in places}):
             sizes.update(self._list(folder))
         return self._entries(places, sizes)
@@ -160,6 +162,7 @@ class Archive:
         wanted = set(call_ids)
         if not wanted:
             return {}
+        self.fs.invalidate_cache()
         sizes = self._list("")
         places = self.layout.find(wanted, sizes)
         entries = self._entries([place for some in places.values() for place in some], sizes)
@@ -250,9 +253,7 @@ class Archive:
         return record if isinstance(record, dict) else None
 
     def _list(self, folder: str) -> dict[str, int]:
-        """Answer the sizes of all objects in a folder, by key."""
-        # What this process listed before may be out of date: others write, too.
-        self.fs.invalidate_cache()
+        """Answer the sizes of all objects in a folder, by key; what was listed before must have been forgotten."""
         try:
             found = self.fs.find(self._full(folder), detail=True)
         except FileNotFoundError:
