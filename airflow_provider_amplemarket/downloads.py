@@ -88,6 +88,7 @@ class Downloads:
     _stop: threading.Event = field(default_factory=threading.Event)
     _fatal: Exception | None = None
     _outage: int = 0
+    _outage_since: float = 0.0
 
     def __post_init__(self) -> None:
         self._slots = threading.Semaphore(self.concurrency)
@@ -198,8 +199,11 @@ class Downloads:
             self._stop.set()
         elif error is not None and outcome.status == MISSING:
             self._end(error)
-        if outcome.sent:
-            self._outage = self._outage + 1 if _is_outage(error) else 0
+        if outcome.sent and _is_outage(error):
+            self._outage_since = self._outage_since if self._outage else self.ledger.clock()
+            self._outage += 1
+        elif outcome.sent and (outcome.answered_at or 0.0) > self._outage_since:  # not one that is published late
+            self._outage = 0
         if self._outage >= OUTAGE:
             self._end(AmplemarketError(f"{OUTAGE} requests in a row failed, the last one with: {error}"))
 
