@@ -312,7 +312,7 @@ class RealAirflow:
 
         key = quota.VARIABLE_PREFIX + CONN_ID
         with create_session() as session:
-            session.query(Variable).filter(Variable.key.startswith(key)).delete()
+            session.query(Variable).filter(Variable.key.startswith(key)).delete(synchronize_session=False)
             session.add(Variable(key=f"{key}__lock", val=FREE))
             if text is not None:
                 session.add(Variable(key=key, val=text))
