@@ -145,13 +145,13 @@ class Downloads:
             # As many as are downloaded wait with their permits, or are published, so that no download waits for the
             # ledger; an exchange, which is several round trips, brings permits for half as many at a time. Once
             # something has stopped the run, what is under way ends first and is reported together.
-            room = 0 if self._stop.is_set() else min(len(queue), 2 * self.concurrency - len(running))
+            room = 0 if self._stop.is_set() or self._fatal else min(len(queue), 2 * self.concurrency - len(running))
             is_due = room >= min(len(queue), (self.concurrency + 1) // 2)
             if (room and is_due) or (outcomes and not running and not isinstance(self._fatal, LedgerError)):
                 try:
                     permits = self._exchange(room, outcomes)
-                except LedgerError as error:  # what is under way is paid for and needs no ledger
-                    self._end(error)
+                except LedgerError as error:  # what has its permit is paid for and needs no ledger
+                    self._fatal = self._fatal or error
                     permits = []
                 outcomes.clear()
                 for permit in permits:
@@ -245,6 +245,8 @@ class Downloads:
             entry = self._store(item, recording, target, directory)
         except Exception as error:
             return self._fail(item, error, recording.requested_at, answered_at, directory)
+        finally:
+            target.unlink(missing_ok=True)
         return _Outcome(Item(item.call, entry), STORED, answered_at)
 
     def _fail(
@@ -274,7 +276,6 @@ class Downloads:
             # Until the new sidecar is there, the old one must not vouch for the new audio.
             self.archive.write_record(place, {**(item.entry.record or {}), "status": "overwriting"}, directory)
         self.archive.publish(target, place.audio, recording.content_type)
-        target.unlink(missing_ok=True)
         record = self._record(
             item,
             STORED,

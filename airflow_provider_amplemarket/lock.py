@@ -25,11 +25,11 @@ from airflow_provider_amplemarket.variables import PatientStore
 log = logging.getLogger(__name__)
 
 #: Seconds in which whoever took the lock has finished: half of them for the work, and half for a write that is
-#: slow to arrive.
-TURN = 10.0
+#: slow to arrive. Airflow's client itself may try a write again for half a minute.
+TURN = 60.0
 
 #: Seconds after which a task gives up; many turns of others.
-PATIENCE = 300.0
+PATIENCE = 1800.0
 
 FREE = "free"
 
@@ -61,6 +61,7 @@ class Lock:
         self._store = store
         self._sleep = sleep
         self._monotonic = monotonic
+        self._me = FREE
         self._until = 0.0
 
     @property
@@ -74,37 +75,61 @@ class Lock:
 
         :raises LedgerError: when the Variables cannot be read or written, or others do not let go.
         """
-        waited = 0.0
-        watched, watched_since = FREE, 0.0
-        while waited < PATIENCE:
-            began = self._monotonic()
-            me = uuid.uuid4().hex
-            self._store.set(self.next_key, me)
-            holder = self._store.get(self.key) or FREE
-            if holder != watched:
-                watched, watched_since = holder, waited
-            # Who has held it for so long is dead: a living one has finished, or knows that it is too late.
-            if holder == FREE or waited - watched_since >= 3 * TURN:
-                self._store.set(self.key, me)
-                if self._store.get(self.next_key) == me:
-                    self._until = began + TURN / 2
-                    return self
-                log.info("Another task uses the quota ledger at this moment; is its pool larger than one slot?")
-                began = self._monotonic()
-                pause = TURN
-            else:
-                pause = random.uniform(0.1, 0.5)  # noqa: S311
-            self._sleep(pause)
-            waited += pause
-            if pause == TURN and self._store.get(self.key) == me:
-                self._until = began + 1.5 * TURN
-                return self
-        raise LedgerError(f"Other tasks have held the quota ledger (Airflow Variable {self.key}) for {PATIENCE:.0f} s")
+        deadline = self._monotonic() + PATIENCE
+        dead = FREE
+        while not self._take(dead):
+            dead = self._wait_until_free(deadline)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let go, unless it may be another's by now."""
-        if self.is_sure:
-            with suppress(LedgerError):
-                self._store.set(self.key, FREE)
+        with suppress(LedgerError):
+            self._store.set(self.key, FREE, unless=lambda: not self.is_sure)
+
+    def _take(self, dead: str) -> bool:
+        """
+        Announce this task, take the lock if it is free, and tell whether this task has it.
+
+        :param dead: a holder that does not count.
+        """
+        began = self._monotonic()
+        # What this task could not let go of is its own still: nobody else has taken it since.
+        free = (None, FREE, self._me, dead)
+        self._me = uuid.uuid4().hex
+        self._store.set(self.next_key, self._me)
+        if self._store.get(self.key) not in free:
+            return False
+        self._store.set(self.key, self._me)
+        if self._store.get(self.next_key) == self._me:
+            self._until = began + TURN / 2
+            return True
+        log.info("Another task takes the lock of the quota ledger at the same moment: waiting for %.0f s", TURN)
+        began = self._monotonic()
+        self._sleep(TURN)
+        self._until = began + 1.5 * TURN
+        return self._store.get(self.key) == self._me
+
+    def _wait_until_free(self, deadline: float) -> str:
+        """Watch the lock, and answer its holder when that is nobody, or somebody who must be dead."""
+        watched, since = "", self._monotonic()
+        while (holder := self._store.get(self.key) or FREE) != FREE:
+            now = self._monotonic()
+            if not watched:
+                log.info(
+                    "Another task uses the quota ledger, or was killed while it did: waiting for it. "
+                    "If this comes again and again, give the pool one slot."
+                )
+            if holder != watched:
+                watched, since = holder, now
+            # A living one has finished after so long, or knows that it is too late.
+            if now - since >= 3 * TURN:
+                break
+            if now > deadline:
+                raise LedgerError(
+                    f"Other tasks have held the quota ledger (Airflow Variable {self.key}) for "
+                    f"{PATIENCE / 60:.0f} minutes. Give the pool one slot: more do not make it faster."
+                )
+            self._sleep(random.uniform(0.1, 0.5) + (now - since) / 60)  # noqa: S311
+        return holder

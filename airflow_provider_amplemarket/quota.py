@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_amplemarket.exceptions import LedgerError
-from airflow_provider_amplemarket.lock import Lock
+from airflow_provider_amplemarket.lock import TURN, Lock
 from airflow_provider_amplemarket.variables import PatientStore, Store, VariableStore
 
 log = logging.getLogger(__name__)
@@ -248,6 +248,7 @@ class Ledger:
         """
         answered, unused, refusals = dict(answered or {}), list(unused), list(refusals)
         self._mine.update({permit.id: moment for permit, moment in answered.items()})
+        is_slow = False
         for _ in range(_ATTEMPTS):
             with self._lock:
                 now = self.clock()
@@ -272,8 +273,14 @@ class Ledger:
                 if state.dump() == text or self._write(state.dump()):
                     self._mine = mine
                     return permits
+                is_slow = not self._lock.is_sure
             log.warning("The quota ledger %s may have changed while it was written; once more", self.key)
             unused += permits
+        if is_slow:
+            raise LedgerError(
+                f"Airflow's Variables answer too slowly: the quota ledger ({self.key}) could not be read and written "
+                f"within {TURN / 2:.0f} s. Look at the API server and at the secrets backends."
+            )
         raise LedgerError(
             f"The quota ledger (Airflow Variable {self.key}) does not keep what is written to it. "
             "Does a secrets backend or an environment variable set a Variable of that name?"
@@ -282,7 +289,7 @@ class Ledger:
     def _write(self, text: str) -> bool:
         """Write the ledger and tell whether it says so, and no other task can have written meanwhile."""
         if self._lock.is_sure:
-            self._store.set(self.key, text)
+            self._store.set(self.key, text, unless=lambda: not self._lock.is_sure)
             return self._store.get(self.key) == text and self._lock.is_sure
         return False
 

@@ -35,7 +35,7 @@ class VariableStore:
         """Answer the Variable's text, None when Airflow says that there is none."""
         try:
             text = Variable.get(key)  # no default: with one, an outage would look like a missing Variable
-        except KeyError:  # Airflow 2
+        except KeyError:  # outside of a task
             return None
         except Exception as error:
             kind = getattr(getattr(error, "error", None), "error", None)
@@ -46,7 +46,7 @@ class VariableStore:
 
     def set(self, key: str, text: str) -> None:
         """Store the text in the Variable."""
-        Variable.set(key, text, description="Requests to Amplemarket's recording endpoint. Do not edit.")
+        Variable.set(key, text, description="Amplemarket's hourly quota. Do not edit.")
 
 
 class PatientStore:
@@ -85,14 +85,17 @@ class PatientStore:
             self._sleep(pause)
         raise LedgerError(f"The quota ledger (Airflow Variable {key}) cannot be read") from problem
 
-    def set(self, key: str, text: str) -> None:
+    def set(self, key: str, text: str, *, unless: Callable[[], bool] = lambda: False) -> None:
         """
         Store the text.
 
+        :param unless: asked before each try; once it says so, it is too late to write.
         :raises LedgerError: when the store does not take it.
         """
         problem: Exception | None = None
         for pause in (*_PAUSES, 0.0):
+            if unless():
+                break
             try:
                 self._store.set(key, text)
                 return

@@ -160,7 +160,14 @@ def open_ledger(
     store: Store, clock: Clock, limit: RateLimit = HOUR, evidence: Iterable[float] = (), timeout: float = 120
 ) -> Ledger:
     return Ledger(
-        "vendor", limit, answer_timeout=timeout, evidence=evidence, store=store, clock=clock, sleep=clock.sleep
+        "vendor",
+        limit,
+        answer_timeout=timeout,
+        evidence=evidence,
+        store=store,
+        clock=clock,
+        sleep=clock.sleep,
+        monotonic=clock,
     )
 
 
@@ -794,6 +801,7 @@ class QuotaMachine(RuleBasedStateMachine):
             store=self.store,
             clock=lambda: self.shown(self.now) + self.skews[worker],
             sleep=self.sleep,
+            monotonic=lambda: self.now,
         )
 
     def exchange(self, task: Task, wanted: int) -> None:

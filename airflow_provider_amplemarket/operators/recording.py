@@ -48,9 +48,8 @@ if TYPE_CHECKING:
 #: Waits shorter than this many seconds, or than a quarter of the period, are slept in the worker: a trigger that
 #: fires at once can race the scheduler, which then fails a healthy task.
 SLEEP_BELOW = 60.0
-#: How fast requests are thought to follow each other when permits are waited for, against how they did: a little
-#: faster, lest the permits not keep up.
-PACE = 0.9
+#: How much of the pace of the last burst is relied on: where the next one is faster, the permits should be there.
+RELIED_ON = 0.9
 
 
 def has_duration(call: Call) -> bool:
@@ -235,7 +234,7 @@ class AmplemarketRecordingOperator(BaseOperator):
                 raise AirflowFailException(str(error)) from error
             if not plan.having(MISSING):
                 break
-            self._wait(context, plan, ledger, summary, PACE * downloads.pace)
+            self._wait(context, plan, ledger, summary, RELIED_ON * downloads.pace)
         self.log.info("Done: %s", json.dumps(summary))
         if failures := plan.failures():
             raise ArchiveIncompleteError(f"{len(failures)} recordings failed: {_list(failures)}")
