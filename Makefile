@@ -1,4 +1,5 @@
-# Everything happens in .venv, .airflow and the tests' own temporary folders.
+# Everything happens in .venv, .venv-matrix, .stores, .airflow and temporary folders. Only the end-to-end tests need
+# something of the system: Chromium, which is installed where it is missing, apt-get is there and root runs this.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -67,7 +68,8 @@ chromium:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name > /dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	  echo "Installing Debian's chromium for the tests in the browser …"; \
-	  apt-get -qq update > /dev/null && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core > /dev/null; \
+	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core; } > /dev/null \
+	    || echo "Chromium could not be installed."; \
 	fi
 
 # An environment of its own: Google's provider is large and holds other packages back.

@@ -37,7 +37,9 @@ _S3_PART = 5 * 1024**2
 _UPLOAD_ATTEMPTS = 4
 #: Seconds for an upload of nothing, and bytes that each further second is good for.
 _UPLOAD_PATIENCE = 120.0
-_SLOWEST_UPLOAD = 10_000
+_SLOWEST_UPLOAD = 100_000
+#: Seconds for anything else that the store is asked for; a listing may have many pages.
+_PATIENCE = 600.0
 _READERS = 16
 
 
@@ -181,14 +183,14 @@ class Archive:
             with self.staging() as directory:
                 probe = directory / WRITE_CHECK
                 probe.write_bytes(bytes(65536))  # a full disk still takes an empty file
-                self._put(probe, WRITE_CHECK, "application/octet-stream")
+                self._put(probe, WRITE_CHECK, "application/octet-stream", _UPLOAD_PATIENCE)
         except Exception as error:
             raise ArchiveError(
                 f"The archive {self.path} cannot be written ({type(error).__name__}: {error}). Check path and "
                 "storage_conn_id, that the bucket exists and that the connection may write to it."
             ) from error
         try:
-            self.fs.rm_file(self._full(WRITE_CHECK))
+            self.fs.rm_file(self._full(WRITE_CHECK), **self._patience(_PATIENCE))
         except Exception:  # an archive that nobody may delete from is a good archive
             return
 
@@ -200,16 +202,18 @@ class Archive:
 
         :raises ArchiveError: when the storage does not take it.
         """
+        size = local.stat().st_size
+        timeout = _UPLOAD_PATIENCE + size / _SLOWEST_UPLOAD
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(_UPLOAD_ATTEMPTS),
+            # An upload that did not end in its time is tried once more, and not for hours.
+            stop=tenacity.stop_after_attempt(_UPLOAD_ATTEMPTS) | tenacity.stop_after_delay(1.5 * timeout),
             wait=tenacity.wait_exponential(multiplier=0.5, max=8),
             reraise=True,
         )
-        size = local.stat().st_size
         try:
-            retrying(self._put, local, key, content_type)
+            retrying(self._put, local, key, content_type, timeout)
             self.fs.invalidate_cache()
-            stored = self.fs.info(self._full(key))["size"]
+            stored = self.fs.info(self._full(key), **self._patience(_PATIENCE))["size"]
         except Exception as error:
             raise ArchiveError(f"{self.uri(key)} could not be written ({type(error).__name__}: {error})") from error
         if stored != size:
@@ -245,7 +249,7 @@ class Archive:
 
     def _record(self, key: str) -> Mapping[str, Any] | None:
         try:
-            record = json.loads(self.fs.cat_file(self._full(key)))
+            record = json.loads(self.fs.cat_file(self._full(key), **self._patience(_PATIENCE)))
         except (FileNotFoundError, ValueError):
             return None
         except Exception as error:
@@ -255,7 +259,7 @@ class Archive:
     def _list(self, folder: str) -> dict[str, int]:
         """Answer the sizes of all objects in a folder, by key; what was listed before must have been forgotten."""
         try:
-            found = self.fs.find(self._full(folder), detail=True)
+            found = self.fs.find(self._full(folder), detail=True, **self._patience(_PATIENCE))
         except FileNotFoundError:
             return {}
         except Exception as error:
@@ -268,27 +272,38 @@ class Archive:
     def _full(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
 
-    def _put(self, local: Path, key: str, content_type: str) -> None:
+    def _patience(self, seconds: float) -> dict[str, float]:
+        """
+        Say when to give up.
+
+        Some of the stores' clients would wait for ever for a server that falls silent. It is fsspec that ends them.
+        """
+        return {"timeout": seconds} if self.fs.async_impl else {}
+
+    def _put(self, local: Path, key: str, content_type: str, timeout: float) -> None:
         if self.is_local:
             _move(local, Path(self._full(key)))
-        else:
-            self.fs.put_file(str(local), self._full(key), **self._upload_options(content_type, local.stat().st_size))
+            return
+        options = self._upload_options(content_type) | self._patience(timeout)
+        try:
+            self.fs.put_file(str(local), self._full(key), **options)
+        except TimeoutError as error:  # fsspec's has no text
+            raise TimeoutError(
+                f"{local.stat().st_size} bytes were not taken within {timeout:.0f} s; "
+                "check that the storage connection's endpoint can be reached from the worker"
+            ) from error
 
-    def _upload_options(self, content_type: str, size: int) -> dict[str, Any]:
-        """Say content type, bounded memory and when to give up in each store's own words; others may not take them."""
-        # The stores' clients wait for ever for a server that takes no more, and some versions of them after a cut
-        # connection, too. It is fsspec that ends them.
-        timeout = _UPLOAD_PATIENCE + size / _SLOWEST_UPLOAD
+    def _upload_options(self, content_type: str) -> dict[str, Any]:
+        """Say content type and bounded memory in each store's own words; others may not take either."""
         if "s3" in self._protocols:
-            return {"timeout": timeout, "ContentType": content_type, "chunksize": _S3_PART, "max_concurrency": 1}
+            return {"ContentType": content_type, "chunksize": _S3_PART, "max_concurrency": 1}
         if "gs" in self._protocols:
-            return {"timeout": timeout, "content_type": content_type, "chunksize": _CHUNK}
+            return {"content_type": content_type, "chunksize": _CHUNK}
         if "abfs" in self._protocols:
             # adlfs has no setting for it: the SDK reads what one request can take, 64 MiB, whole into memory.
             with suppress(AttributeError):
                 self.fs.service_client._config.max_single_put_size = _CHUNK
-            settings = {"content_type": content_type}
-            return {"timeout": timeout, "content_settings": settings, "max_concurrency": 2}
+            return {"content_settings": {"content_type": content_type}, "max_concurrency": 2}
         return {}
 
 

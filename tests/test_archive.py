@@ -334,14 +334,34 @@ class TestEveryStore:
         self, archive: Archive, relay: Relay, size: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = os.urandom(size * MIB)
-        monkeypatch.setattr(module, "_UPLOAD_PATIENCE", 3)
-        monkeypatch.setattr(module, "_SLOWEST_UPLOAD", 4 * MIB)
+        monkeypatch.setattr(module, "_UPLOAD_PATIENCE", 5)
+        monkeypatch.setattr(module, "_SLOWEST_UPLOAD", 2 * MIB)
         naps: list[float] = []
         monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: (naps.append(seconds), relay.release()))
         relay.hold(after=MIB)
         publish(archive, place().audio, data)
         assert len(naps) == 1
         assert archive.digest(place().audio) == (len(data), hashlib.sha256(data).hexdigest())
+
+    def test_upload_that_stalls_again_is_an_error_that_says_so(
+        self, archive: Archive, relay: Relay, monkeypatch: pytest.MonkeyPatch, naps: list[float]
+    ) -> None:
+        monkeypatch.setattr(module, "_UPLOAD_PATIENCE", 3)
+        monkeypatch.setattr(module, "_SLOWEST_UPLOAD", 3 * MIB)
+        relay.hold(after=MIB)
+        expected = r"could not be written \(TimeoutError: 3145728 bytes were not taken within .* endpoint"
+        with pytest.raises(ArchiveError, match=expected):
+            publish(archive, place().audio, bytes(3 * MIB))
+        assert len(naps) <= 1
+
+    def test_store_that_falls_silent_holds_nobody_for_ever(
+        self, archive: Archive, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish(archive, place().audio)
+        monkeypatch.setattr(module, "_PATIENCE", 2)
+        relay.hold(after=0)
+        with pytest.raises(ArchiveError, match=r"could not be listed \(FSTimeoutError"):
+            archive.entries([place()])
 
     def test_upload_needs_little_memory(self, archive: Archive, store: Store, folder: str) -> None:
         with child(MEASURE, f"{store.root}/{folder}", place().audio, "64") as writer:

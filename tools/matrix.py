@@ -93,7 +93,7 @@ class Member:
         python = find_python(self.python)
         if python is None:
             self.say(f"SKIPPED: there is no Python {self.python} on this machine")
-            return True
+            return os.environ.get("CI") != "true"
         began = time.monotonic()
         self.log.unlink(missing_ok=True)
         try:

@@ -73,9 +73,8 @@ def forget(airflow: Airflow) -> None:
     """Remove the default connection and its ledger, as far as they are there."""
     if airflow.db.rows("SELECT 1 FROM connection WHERE conn_id = %s", CONN_ID):
         airflow.rest("DELETE", f"/connections/{CONN_ID}")
-    for key in (f"amplemarket_quota__{CONN_ID}", f"amplemarket_quota__{CONN_ID}__check"):
-        if airflow.variable(key) is not None:
-            airflow.rest("DELETE", f"/variables/{key}")
+    if airflow.variable(ledger := f"amplemarket_quota__{CONN_ID}") is not None:
+        airflow.rest("DELETE", f"/variables/{ledger}")
 
 
 @pytest.fixture(scope="module")

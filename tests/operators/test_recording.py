@@ -1349,10 +1349,10 @@ class TestInAirflow:
         root += f"/{folder}"
         put, failures = archive_module.Archive._put, ["first", "second"]
 
-        def fail_twice(archive: archive_module.Archive, local: Path, key: str, content_type: str) -> None:
+        def fail_twice(archive: archive_module.Archive, local: Path, key: str, *options: Any) -> None:
             if key.endswith(".mp3") and failures:
                 raise OSError(failures.pop())
-            put(archive, local, key, content_type)
+            put(archive, local, key, *options)
 
         monkeypatch.setattr(archive_module.Archive, "_put", fail_twice)
         body = f"Archive(task_id='archive', path={root!r}, storage_conn_id={conn_id!r})"
