@@ -83,15 +83,11 @@ class Downloads:
     is_full: bool
     cancel: threading.Event
     requests: int = 0
-    _slots: threading.Semaphore = field(init=False)
     _answers: list[float] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _fatal: Exception | None = None
     _outage: int = 0
     _outage_since: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._slots = threading.Semaphore(self.concurrency)
 
     @property
     def pace(self) -> float:
@@ -112,10 +108,13 @@ class Downloads:
         """
         # What has failed before comes last: it must not keep the others waiting for ever.
         queue = deque(sorted(plan.having(MISSING), key=lambda item: (item.last_record or {}).get("status") == FAILED))
-        # Twice as many threads as downloads at once: while some of them publish, others download.
-        with self.archive.staging() as directory, ThreadPoolExecutor(2 * self.concurrency) as threads:
+        with (
+            self.archive.staging() as directory,
+            ThreadPoolExecutor(self.concurrency) as publishers,
+            ThreadPoolExecutor(self.concurrency) as downloaders,
+        ):
             try:
-                self._run(plan, queue, directory, threads)
+                self._run(plan, queue, directory, downloaders, publishers)
             except BaseException:
                 self.cancel.set()
                 raise
@@ -138,8 +137,15 @@ class Downloads:
                 plan.set(Item(item.call, Entry(place, size, record)), STORED)
                 log.info("Found %s without its sidecar; written now", self.archive.uri(place.audio))
 
-    def _run(self, plan: Plan, queue: deque[Item], directory: Path, threads: ThreadPoolExecutor) -> None:
-        running: dict[Future[_Outcome], Permit] = {}
+    def _run(
+        self,
+        plan: Plan,
+        queue: deque[Item],
+        directory: Path,
+        downloaders: ThreadPoolExecutor,
+        publishers: ThreadPoolExecutor,
+    ) -> None:
+        running: dict[Future[Any], Permit] = {}
         outcomes: list[tuple[Permit, _Outcome]] = []
         while True:
             # As many as are downloaded wait with their permits, or are published, so that no download waits for the
@@ -155,12 +161,16 @@ class Downloads:
                     permits = []
                 outcomes.clear()
                 for permit in permits:
-                    running[threads.submit(self._fetch, queue.popleft(), permit, directory)] = permit
+                    future = downloaders.submit(self._fetch, queue.popleft(), permit, directory, publishers)
+                    running[future] = permit
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                outcome = future.result()
-                outcomes.append((running.pop(future), outcome))
+                permit, outcome = running.pop(future), future.result()
+                if isinstance(outcome, Future):  # it is downloaded; now it is being published
+                    running[outcome] = permit
+                    continue
+                outcomes.append((permit, outcome))
                 self._note(plan, outcome)
                 if not outcome.sent:
                     queue.appendleft(outcome.item)
@@ -212,12 +222,15 @@ class Downloads:
         if self._fatal is None:
             self._fatal = error
 
-    def _fetch(self, item: Item, permit: Permit, directory: Path) -> _Outcome:
-        """Use one permit; runs in a thread of its own."""
+    def _fetch(
+        self, item: Item, permit: Permit, directory: Path, publishers: ThreadPoolExecutor
+    ) -> _Outcome | Future[_Outcome]:
+        """Use one permit, and leave it to another thread to publish, so that this one can use the next."""
         target = directory / f"{item.call_id}.part"
-        with self._slots:
-            result = self._download(item, permit, target, directory)
-        return result if isinstance(result, _Outcome) else self._publish(item, result, target, directory)
+        result = self._download(item, permit, target, directory)
+        if isinstance(result, _Outcome):
+            return result
+        return publishers.submit(self._publish, item, result, target, directory)
 
     def _download(self, item: Item, permit: Permit, target: Path, directory: Path) -> Recording | _Outcome:
         """Send the request; what goes wrong is put on record before the next one is sent, lest an outage eat them."""
