@@ -205,8 +205,8 @@ class Archive:
         size = local.stat().st_size
         timeout = _UPLOAD_PATIENCE + size / _SLOWEST_UPLOAD
         retrying = tenacity.Retrying(
-            # An upload that did not end in its time is tried once more, and not for hours.
-            stop=tenacity.stop_after_attempt(_UPLOAD_ATTEMPTS) | tenacity.stop_after_delay(1.5 * timeout),
+            # An upload that does not end in its time is tried twice more, and not for hours.
+            stop=tenacity.stop_after_attempt(_UPLOAD_ATTEMPTS) | tenacity.stop_after_delay(2.5 * timeout),
             wait=tenacity.wait_exponential(multiplier=0.5, max=8),
             reraise=True,
         )
