@@ -435,7 +435,7 @@ def relayed(port: int) -> Iterator[Relay]:
 
 @contextmanager
 def process(
-    command: list[str], log: Path, port: int, seconds: float = 30.0, environment: Mapping[str, str] | None = None
+    command: list[str], log: Path, port: int, seconds: float = 120.0, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the end of the block, which begins when its port answers."""
     variables = {**os.environ, **(environment or {})}
