@@ -26,6 +26,7 @@ from airflow.providers.amazon.aws.transfers.http_to_s3 import HttpToS3Operator
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import DAG, Connection
 
+from airflow_provider_amplemarket.lock import FREE
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
 from airflow_provider_amplemarket.plan import Plan
 from airflow_provider_amplemarket.quota import VARIABLE_PREFIX, LedgerState
@@ -95,8 +96,10 @@ def run_operators(options: Options) -> None:
 
     os.environ["AMPLEMARKET_BENCHMARK"] = json.dumps(options)
     for arguments in options["tasks"]:
-        # A ledger that was never there is asked for several times before that is believed; once in its life.
-        Variable.set(VARIABLE_PREFIX + arguments["amplemarket_conn_id"], LedgerState().dump())
+        # What was never there is asked for several times before that is believed; once in a ledger's life.
+        ledger = VARIABLE_PREFIX + arguments["amplemarket_conn_id"]
+        Variable.set(ledger, LedgerState().dump())
+        Variable.set(f"{ledger}__lock", FREE)
     dags = Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
     (dags / "benchmark.py").write_text("# an airflow dag\nfrom benchmarks.task import make_dag\n\ndag = make_dag()\n")
     run = make_dag().test()
