@@ -269,8 +269,8 @@ class Ledger:
                 granted = state.grant(self.limit, now, wanted)
                 permits = [Permit(uuid.uuid4().hex[:12], now + PERMIT_VALIDITY) for _ in range(granted)]
                 mine |= {permit.id: now + self._horizon for permit in permits}
-                state = replace(state, spent={**state.spent, **mine})
-                if state.dump() == text or self._write(state.dump()):
+                new = replace(state, spent={**state.spent, **mine}).dump()
+                if new == text or self._write(new):
                     self._mine = mine
                     return permits
                 is_slow = not self._lock.is_sure
