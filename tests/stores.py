@@ -192,7 +192,7 @@ class Kind:
             if not is_importable(package):
                 lacking(f"{self.name} needs the package {package}")
         if self.program and not program(self.program):
-            lacking(f"{self.name} needs {self.program}, which `make stores` installs")
+            lacking(f"{self.name} needs {self.program}, which `make test-stores` installs")
         with self.start(directory) as store, pytest.MonkeyPatch.context() as patch:
             for name, value in store.environment().items():
                 patch.setenv(name, value)

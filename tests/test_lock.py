@@ -208,6 +208,19 @@ def ledger_of(store: Variables, world: World) -> Ledger:
     )
 
 
+def refuse_once(store: Variables, world: World, is_meant: Callable[[str, str], bool]) -> None:
+    """Let the first such write fail, after a whole turn."""
+    write = store.set
+
+    def set(key: str, text: str) -> None:
+        if is_meant(key, text) and world.now < TURN:
+            world.now = TURN
+            raise OSError("no API server")
+        write(key, text)
+
+    store.set = set  # type: ignore[method-assign]
+
+
 @pytest.fixture
 def world() -> World:
     """Give an empty world."""
@@ -271,15 +284,7 @@ def test_who_waited_for_another_has_half_a_turn_as_well(world: World) -> None:
 
 def test_it_lets_go_no_more_once_it_is_not_sure(world: World) -> None:
     store, lock = alone(world)
-    write = store.set
-
-    def set(key: str, text: str) -> None:
-        if text == FREE and world.now < TURN:
-            world.now = TURN
-            raise OSError("no API server")
-        write(key, text)
-
-    store.set = set  # type: ignore[method-assign]
+    refuse_once(store, world, lambda key, text: text == FREE)
     with lock:
         pass
     assert store.get(lock.key) != FREE
@@ -287,15 +292,7 @@ def test_it_lets_go_no_more_once_it_is_not_sure(world: World) -> None:
 
 def test_a_ledger_that_was_refused_is_not_written_once_others_may_have_been_there(world: World) -> None:
     store, _ = alone(world)
-    write = store.set
-
-    def set(key: str, text: str) -> None:
-        if key == KEY and world.now < TURN:
-            world.now = TURN
-            raise OSError("no API server")
-        write(key, text)
-
-    store.set = set  # type: ignore[method-assign]
+    refuse_once(store, world, lambda key, text: key == KEY)
     before = world.texts[KEY]
     with pytest.raises(LedgerError, match="cannot be written"):
         ledger_of(store, world).exchange(1)

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg2
+
+from tests.stores import free_port
 
 PATIENCE = 60.0
 USER = "airflow"
@@ -127,10 +128,3 @@ class Postgres:
                     self._server.wait(timeout=20)
                     break
         shutil.rmtree(self._home, ignore_errors=True)
-
-
-def free_port() -> int:
-    """Answer a port on the loopback interface that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
