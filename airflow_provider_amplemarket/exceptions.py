@@ -13,6 +13,7 @@ What can go wrong, as one tree.
     │   └── RateLimitExceededError         429, with ``retry_after``
     ├── InvalidRecordingError              a 200 whose body is no whole audio
     ├── LedgerError                        the quota ledger cannot be trusted, so nothing is sent
+    │   └── LedgerBusyError                another task has it, with ``until``
     ├── ArchiveError                       the object storage does not take or give what it should
     └── ArchiveIncompleteError             the run is over and some recordings are still missing
 
@@ -99,6 +100,18 @@ class InvalidRecordingError(AmplemarketError):
 
 class LedgerError(AmplemarketError):
     """The quota ledger cannot be read or written, so no request may be sent."""
+
+
+class LedgerBusyError(LedgerError):
+    """
+    Another task has the quota ledger for longer than this one may wait.
+
+    :param until: moment (seconds since the epoch) at which it is worthwhile to try again.
+    """
+
+    def __init__(self, message: str, *, until: float = 0.0) -> None:
+        super().__init__(message)
+        self.until = until
 
 
 class ArchiveError(AmplemarketError):

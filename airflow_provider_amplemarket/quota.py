@@ -12,6 +12,7 @@ All arithmetic is in :class:`RateLimit` and :class:`LedgerState`: pure, with the
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import json
 import logging
@@ -21,13 +22,41 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from airflow.providers.common.compat.sdk import redact
+
 from airflow_provider_amplemarket.exceptions import LedgerError
-from airflow_provider_amplemarket.lock import TURN, Lock
-from airflow_provider_amplemarket.variables import PatientStore, Store, VariableStore
+from airflow_provider_amplemarket.lock import Lock
+from airflow_provider_amplemarket.variables import (
+    OTHER_TEAM,
+    PatientStore,
+    Pause,
+    Store,
+    VariableStore,
+    is_multi_team,
+)
 
 log = logging.getLogger(__name__)
 
 VARIABLE_PREFIX = "amplemarket_quota__"
+
+
+def variable_name(conn_id: str) -> str:
+    """
+    Return the name of the Variable that has a connection's ledger.
+
+    Airflow takes a Variable whose name contains a sensitive word for a secret, and looks for all texts that it ever
+    had in all that is logged. A ledger has many texts, so its name has a digest where the id has such a word.
+    """
+    digest = hashlib.sha256(conn_id.encode()).hexdigest()[:16]
+    plain = VARIABLE_PREFIX + conn_id
+    # The last one is for those who declare a word of the prefix sensitive.
+    return next((name for name in (plain, VARIABLE_PREFIX + digest, digest) if not _is_secret(name)), plain)
+
+
+def _is_secret(name: str) -> bool:
+    """Tell whether Airflow hides the Variable of that name."""
+    return bool(redact("x", name) != "x")
+
 
 #: Seconds for which a permit may be used after it was written; an older one is given back unused.
 PERMIT_VALIDITY = 30.0
@@ -54,7 +83,12 @@ class RateLimit:
 
     @property
     def hold(self) -> float:
-        """Seconds that a spent permit is held: the period, and a margin for clocks that do not quite agree."""
+        """
+        Seconds that a spent permit is held: the period, and a margin for clocks that do not quite agree.
+
+        The margin is a second, and for periods of less than 100 seconds a hundredth of the period: a worker's clock
+        that is further ahead of the others' costs requests over the limit.
+        """
         return self.period + min(1.0, self.period / 100)
 
     def moments(self, spent: Iterable[float], now: float) -> list[float]:
@@ -197,7 +231,11 @@ class Ledger:
     :param conn_id: the connection whose API key the quota belongs to.
     :param limit: the quota.
     :param answer_timeout: seconds after sending in which the answer has begun or the request has failed.
-    :param evidence: moments of requests known from elsewhere; they count when the ledger is not there.
+    :param evidence: requests of the last period that are known from elsewhere: the moment of each by its permit's id.
+        They count, whether the ledger has them or not, and never twice.
+    :param legacy_evidence: moments of such requests whose permits are not known; they count when the ledger is missing.
+    :param patience: seconds for which :meth:`exchange` may wait for other tasks.
+    :param cancelled: whether the task is told to stop.
     :param store: where the ledger is kept.
     :param clock: the time in seconds since the epoch.
     :param sleep: how to pause between tries.
@@ -210,19 +248,25 @@ class Ledger:
         limit: RateLimit,
         *,
         answer_timeout: float,
-        evidence: Iterable[float] = (),
+        evidence: Mapping[str, float] | None = None,
+        legacy_evidence: Iterable[float] = (),
+        patience: float = math.inf,
+        cancelled: Callable[[], bool] = lambda: False,
         store: Store | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.key = VARIABLE_PREFIX + conn_id
+        self.key = variable_name(conn_id)
         self.limit = limit
         self.clock = clock
         self._horizon = PERMIT_VALIDITY + answer_timeout
-        self._evidence = tuple(evidence)
-        self._store = PatientStore(store or VariableStore(), f"{self.key}__next", sleep)
-        self._lock = Lock(self._store, self.key, sleep=sleep, monotonic=monotonic)
+        self._evidence = dict(evidence or {})
+        self._legacy_evidence = tuple(legacy_evidence)
+        store = store or VariableStore(f"The hourly quota of connection {conn_id}. Do not edit.")
+        pause = Pause(sleep, cancelled)
+        self._store = PatientStore(store, proof=f"{self.key}__next", pause=pause, monotonic=monotonic)
+        self._lock = Lock(self._store, self.key, pause=pause, clock=clock, monotonic=monotonic, patience=patience)
         self._mine: dict[str, float] = {}
 
     def exchange(
@@ -244,54 +288,75 @@ class Ledger:
         :param unused: permits whose request was never sent.
         :param refusals: for each request refused with 429, the ``Retry-After`` in seconds or None.
         :return: the new permits, fewer than wanted where the quota gives no more.
+        :raises LedgerBusyError: when others have the ledger for longer than ``patience``.
         :raises LedgerError: when the ledger cannot be read or written; then nothing may be sent.
+        :raises AmplemarketError: when the task is told to stop while it waits.
         """
         answered, unused, refusals = dict(answered or {}), list(unused), list(refusals)
         self._mine.update({permit.id: moment for permit, moment in answered.items()})
-        is_slow = False
-        for _ in range(_ATTEMPTS):
+        attempts = 0
+        while True:
             with self._lock:
                 now = self.clock()
                 text = self._store.get(self.key)
-                state = self._load(text, now)
-                spent = {**state.spent, **self._mine}
-                for permit in unused:
-                    spent.pop(permit.id, None)
-                state = replace(state, spent=spent).at(now, limit=self.limit, horizon=self._horizon)
+                state = self._settle(
+                    self._load(text, now), now, is_answered=bool(answered), unused=unused, refusals=refusals
+                )
                 # A living task does not lower its own entries: it knows by which clock they were written.
                 mine = {permit: moment for permit, moment in self._mine.items() if permit in state.spent}
-                if refusals:
-                    # Requests that were under way together are refused together: that is one refusal.
-                    asked = [seconds for seconds in refusals if seconds is not None]
-                    state = state.refused(self.limit, now, max(asked, default=None))
-                elif answered:
-                    state = replace(state, refusals=0)
                 granted = state.grant(self.limit, now, wanted)
                 permits = [Permit(uuid.uuid4().hex[:12], now + PERMIT_VALIDITY) for _ in range(granted)]
                 mine |= {permit.id: now + self._horizon for permit in permits}
                 new = replace(state, spent={**state.spent, **mine}).dump()
-                if new == text or self._write(new):
-                    self._mine = mine
-                    return permits
-                is_slow = not self._lock.is_sure
+                problem = None if new == text else self._write(new)
+            if problem is None:
+                self._mine = mine
+                return permits
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise problem
             log.warning("The quota ledger %s may have changed while it was written; once more", self.key)
             unused += permits
-        if is_slow:
-            raise LedgerError(
-                f"Airflow's Variables answer too slowly: the quota ledger ({self.key}) could not be read and written "
-                f"within {TURN / 2:.0f} s. Look at the API server and at the secrets backends."
-            )
-        raise LedgerError(
-            f"The quota ledger (Airflow Variable {self.key}) does not keep what is written to it. "
-            "Does a secrets backend or an environment variable set a Variable of that name?"
-        )
 
-    def _write(self, text: str) -> bool:
-        """Write the ledger and tell whether it says so, and no other task can have written meanwhile."""
-        if self._lock.is_sure:
-            self._store.set(self.key, text, unless=lambda: not self._lock.is_sure)
-            return self._store.get(self.key) == text and self._lock.is_sure
-        return False
+    def _settle(
+        self,
+        state: LedgerState,
+        now: float,
+        *,
+        is_answered: bool,
+        unused: Iterable[Permit],
+        refusals: list[float | None],
+    ) -> LedgerState:
+        """Take into the state what became of permits."""
+        spent = {**state.spent, **self._mine}
+        for permit in unused:
+            spent.pop(permit.id, None)
+        state = replace(state, spent=spent).at(now, limit=self.limit, horizon=self._horizon)
+        if refusals:
+            # Requests that were under way together are refused together: that is one refusal.
+            asked = [seconds for seconds in refusals if seconds is not None]
+            return state.refused(self.limit, now, max(asked, default=None))
+        return replace(state, refusals=0) if is_answered else state
+
+    def _write(self, text: str) -> LedgerError | None:
+        """Write the ledger; return why it may not say so afterwards, or another task can have written meanwhile."""
+        if not self._lock.may_write:
+            return self._lock.too_slow()
+        try:
+            self._lock.write(self.key, text)
+        except LedgerError as error:
+            return error
+        if self._store.get(self.key) == text and self._lock.is_sure:
+            return None
+        return self._not_kept() if self._lock.is_sure else self._lock.too_slow()
+
+    def _not_kept(self) -> LedgerError:
+        cause = "Does a secrets backend or an environment variable set a Variable of that name?"
+        if is_multi_team():
+            cause = OTHER_TEAM.format(key=self.key)
+        return LedgerError(
+            f"The quota ledger (Airflow Variable {self.key}) does not keep what is written to it. {cause}"
+        )
 
     def moments(self) -> list[float]:
         """List when the next permits become free (seconds since the epoch), sorted."""
@@ -300,8 +365,18 @@ class Ledger:
         return state.moments(self.limit, now)
 
     def _load(self, text: str | None, now: float) -> LedgerState:
+        """Read the state, with what is known from elsewhere: a ledger may be lost, and an old copy of it restored."""
+        state = self._read(text, now)
+        unknown = {permit: moment for permit, moment in self._evidence.items() if permit not in state.spent}
+        return replace(state, spent={**state.spent, **unknown})
+
+    def _read(self, text: str | None, now: float) -> LedgerState:
         if text is None:
-            return LedgerState({f"evidence-{n}": moment for n, moment in enumerate(self._evidence)})
+            if is_multi_team():
+                log.warning(
+                    "The quota ledger (Airflow Variable %s) is missing. %s", self.key, OTHER_TEAM.format(key=self.key)
+                )
+            return LedgerState({f"evidence-{n}": moment for n, moment in enumerate(self._legacy_evidence)})
         try:
             return LedgerState.load(text)
         except ValueError as error:

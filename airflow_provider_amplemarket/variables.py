@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from airflow.providers.common.compat.sdk import Variable
+from airflow.providers.common.compat.sdk import Variable, conf
 
-from airflow_provider_amplemarket.exceptions import LedgerError
+from airflow_provider_amplemarket.exceptions import AmplemarketError, LedgerError
 
 #: Pauses in seconds between tries.
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -17,22 +17,39 @@ _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 #: answer when its API server merely had a hiccup.
 _NOT_FOUND_BELIEVED = 3
 
+#: A write that returned sooner was sent once, and no copy of it is under way: Airflow's client pauses for a second
+#: at least before it sends one again. A copy that was given up for lost is not recalled, and may arrive later.
+QUICK = 1.0
+
+OTHER_TEAM = (
+    "In a multi-team Airflow these Variables belong to the team whose task wrote them first. From Airflow 3.3 on, take "
+    "the team off the Variables whose names begin with {key}, and all teams share them; before, teams cannot share a "
+    "ledger: give each an API key and a connection of its own."
+)
+
 
 class Store(Protocol):
     """Where texts are kept by key."""
 
     def get(self, key: str) -> str | None:
-        """Answer the stored text, None when there is none."""
+        """Return the stored text, None when there is none."""
 
     def set(self, key: str, text: str) -> None:
         """Store the text."""
 
 
 class VariableStore:
-    """Keep texts in Airflow's Variables, which every worker sees."""
+    """
+    Keep texts in Airflow's Variables, which every worker sees.
+
+    :param description: what is said of the Variables in Airflow's UI.
+    """
+
+    def __init__(self, description: str = "Amplemarket's hourly quota. Do not edit.") -> None:
+        self._description = description
 
     def get(self, key: str) -> str | None:
-        """Answer the Variable's text, None when Airflow says that there is none."""
+        """Return the Variable's text, None when Airflow says that there is none."""
         try:
             text = Variable.get(key)  # no default: with one, an outage would look like a missing Variable
         except KeyError:  # outside of a task
@@ -46,7 +63,34 @@ class VariableStore:
 
     def set(self, key: str, text: str) -> None:
         """Store the text in the Variable."""
-        Variable.set(key, text, description="Amplemarket's hourly quota. Do not edit.")
+        Variable.set(key, text, description=self._description)
+
+
+class Pause:
+    """
+    Wait, but no longer than a second once the task is told to stop.
+
+    :param sleep: how to sleep.
+    :param cancelled: whether the task is told to stop.
+    """
+
+    def __init__(
+        self, sleep: Callable[[float], None] = time.sleep, cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._sleep = sleep
+        self._cancelled = cancelled
+
+    def __call__(self, seconds: float) -> None:
+        """
+        Wait so long.
+
+        :raises AmplemarketError: when the task is told to stop.
+        """
+        while seconds > 0:
+            if self._cancelled():
+                raise AmplemarketError("The task was told to stop")
+            self._sleep(min(seconds, 1.0))
+            seconds -= 1.0
 
 
 class PatientStore:
@@ -56,17 +100,27 @@ class PatientStore:
     :param store: where the texts are kept.
     :param proof: key of another text, which must be readable before one is believed to be missing; it is written
         where it is missing itself.
-    :param sleep: how to pause between tries.
+    :param pause: how to pause between tries.
+    :param monotonic: a clock in seconds that is never set.
     """
 
-    def __init__(self, store: Store, proof: str, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        proof: str,
+        pause: Callable[[float], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._proof = proof
-        self._sleep = sleep
+        self._pause = pause
+        self._monotonic = monotonic
+        self._is_kept_from_us = False
 
     def get(self, key: str) -> str | None:
         """
-        Answer the stored text, None once it is certain that there is none.
+        Return the stored text, None once it is certain that there is none.
 
         :raises LedgerError: when the store cannot be read.
         """
@@ -82,12 +136,22 @@ class PatientStore:
                     return self._store.get(key)
             except Exception as error:
                 problem, not_found = error, 0
-            self._sleep(pause)
-        raise LedgerError(f"The quota ledger (Airflow Variable {key}) cannot be read") from problem
+            self._pause(pause)
+        message = f"The quota ledger (Airflow Variable {key}) cannot be read"
+        if self._is_kept_from_us:
+            message += f": Variable {self._proof} is written, and reads as missing. {OTHER_TEAM.format(key=key)}"
+        raise LedgerError(message) from problem
 
-    def set(self, key: str, text: str, *, unless: Callable[[], bool] = lambda: False) -> None:
+    def glance(self, key: str) -> str | None:
+        """Return the stored text, None when it is not there or cannot be read just now."""
+        try:
+            return self._store.get(key)
+        except Exception:
+            return None
+
+    def set(self, key: str, text: str, *, unless: Callable[[], bool] = lambda: False) -> bool:
         """
-        Store the text.
+        Store the text, and tell whether that was quick: if not, copies of it may arrive later.
 
         :param unless: asked before each try; once it says so, it is too late to write.
         :raises LedgerError: when the store does not take it.
@@ -96,18 +160,28 @@ class PatientStore:
         for pause in (*_PAUSES, 0.0):
             if unless():
                 break
+            began = self._monotonic()
             try:
                 self._store.set(key, text)
-                return
+                return problem is None and self._monotonic() - began < QUICK
             except Exception as error:
                 problem = error
-            self._sleep(pause)
+            self._pause(pause)
         raise LedgerError(f"The quota ledger (Airflow Variable {key}) cannot be written") from problem
 
     def _answers(self) -> bool:
+        """Tell whether the store is there, by another text."""
+        self._is_kept_from_us = False
         try:
             if self._store.get(self._proof) is None:
                 self._store.set(self._proof, "proof")
-            return self._store.get(self._proof) is not None
+            is_there = self._store.get(self._proof) is not None
         except Exception:
             return False
+        self._is_kept_from_us = not is_there
+        return is_there
+
+
+def is_multi_team() -> bool:
+    """Tell whether this Airflow's Variables may belong to teams."""
+    return bool(conf.getboolean("core", "multi_team", fallback=False))

@@ -17,6 +17,7 @@ from airflow_provider_amplemarket.exceptions import (
     ArchiveIncompleteError,
     AuthenticationError,
     InvalidRecordingError,
+    LedgerBusyError,
     LedgerError,
     RateLimitExceededError,
     RecordingNotFoundError,
@@ -34,6 +35,7 @@ PARENTS = {
     RateLimitExceededError: AmplemarketAPIError,
     InvalidRecordingError: AmplemarketError,
     LedgerError: AmplemarketError,
+    LedgerBusyError: LedgerError,
     ArchiveError: AmplemarketError,
     ArchiveIncompleteError: AmplemarketError,
 }
@@ -90,6 +92,8 @@ def test_an_error_can_be_sent_to_another_process(error: type[AmplemarketError]) 
     told = error("what happened")
     if isinstance(told, RateLimitExceededError):
         told.retry_after = 7.0
+    if isinstance(told, LedgerBusyError):
+        told.until = 1_800_000_000.0
     again = pickle.loads(pickle.dumps(told))
     assert type(again) is error
     assert str(again) == "what happened"

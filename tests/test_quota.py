@@ -6,7 +6,7 @@ import json
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from airflow_provider_amplemarket.exceptions import LedgerError
-from airflow_provider_amplemarket.lock import FREE
+from airflow_provider_amplemarket.lock import FREE, SETTLE
 from airflow_provider_amplemarket.quota import (
     PERMIT_VALIDITY,
     VARIABLE_PREFIX,
@@ -157,13 +157,19 @@ def store() -> MemoryStore:
 
 
 def open_ledger(
-    store: Store, clock: Clock, limit: RateLimit = HOUR, evidence: Iterable[float] = (), timeout: float = 120
+    store: Store,
+    clock: Clock,
+    limit: RateLimit = HOUR,
+    legacy_evidence: Iterable[float] = (),
+    timeout: float = 120,
+    evidence: Mapping[str, float] | None = None,
 ) -> Ledger:
     return Ledger(
         "vendor",
         limit,
         answer_timeout=timeout,
         evidence=evidence,
+        legacy_evidence=legacy_evidence,
         store=store,
         clock=clock,
         sleep=clock.sleep,
@@ -535,15 +541,38 @@ def test_an_unreadable_store_grants_nothing(ask: Callable[[Ledger], object], clo
 
 @pytest.mark.parametrize("fault", ["fails", "fails late"])
 def test_a_failing_write_is_tried_again(fault: str, clock: Clock) -> None:
-    store = MemoryStore(LedgerState().dump(), ["", *[fault] * 5])
+    store = MemoryStore(LedgerState().dump(), ["", *[fault] * 3])
     permits = open_ledger(store, clock).exchange(2)
+    assert sum(clock.slept) < 10
     assert set(store.state.spent) == {permit.id for permit in permits}
     assert len(permits) == 2
 
 
 @pytest.mark.parametrize("fault", ["fails", "fails late"])
+def test_after_an_outage_it_is_begun_again(fault: str, clock: Clock) -> None:
+    store = MemoryStore(LedgerState().dump(), ["", *[fault] * 5])
+    permits = open_ledger(store, clock).exchange(2)
+    assert set(store.state.spent) == {permit.id for permit in permits}
+    assert len(permits) == 2
+    # Copies of what was refused may be under way for so long.
+    assert sum(clock.slept) >= SETTLE
+
+
+@pytest.mark.parametrize("fault", ["fails", "fails late"])
 def test_an_unwritable_store_grants_nothing(fault: str, clock: Clock) -> None:
     store = MemoryStore(LedgerState().dump(), ["", *[fault] * 6])
+    write = store.set
+
+    def set(key: str, text: str) -> None:
+        store.faults = deque([fault])
+        write(key, text)
+
+    def get(key: str) -> str | None:
+        store.faults.clear()
+        return read(key)
+
+    read = store.get
+    store.set, store.get = set, get  # type: ignore[method-assign]
     with pytest.raises(LedgerError, match=f"{KEY}.* cannot be written") as caught:
         open_ledger(store, clock).exchange(2)
     assert isinstance(caught.value.__cause__, OSError)
@@ -579,15 +608,63 @@ def test_what_is_over_is_not_written_again(store: MemoryStore, clock: Clock) -> 
     assert store.state.spent == {}
 
 
-def test_evidence_counts_where_the_ledger_is_not_there(clock: Clock) -> None:
+def test_legacy_evidence_counts_where_the_ledger_is_not_there(clock: Clock) -> None:
     store = MemoryStore()
     evidence = [NOW - 9000, NOW - 3000, NOW - 2000, NOW - 1000]
-    assert len(open_ledger(store, clock, evidence=evidence).exchange(50)) == 47
+    assert len(open_ledger(store, clock, legacy_evidence=evidence).exchange(50)) == 47
     assert sorted(store.state.spent.values())[:3] == [NOW - 3000, NOW - 2000, NOW - 1000]
 
 
-def test_evidence_is_seen_by_moments_too(clock: Clock) -> None:
+def test_legacy_evidence_is_seen_by_moments_too(clock: Clock) -> None:
     assert open_ledger(MemoryStore(), clock, RateLimit(1, 100), [NOW - 1]).moments() == [NOW + 100]
+
+
+def spend(store: MemoryStore, clock: Clock, count: int) -> dict[str, float]:
+    """Let a task send so many requests, and return what the archive knows of them afterwards."""
+    ledger = open_ledger(store, clock)
+    permits = ledger.exchange(count)
+    clock.now += 1
+    ledger.exchange(0, answered=dict.fromkeys(permits, clock.now))
+    # A sidecar is written after the answer.
+    return {permit.id: clock.now + 0.2 for permit in permits}
+
+
+@pytest.mark.parametrize("seen", [None, LedgerState().dump(), LedgerState({"old": NOW - 9000}).dump()], ids=repr)
+def test_what_the_archive_knows_counts_though_the_ledger_forgot_it(seen: str | None, clock: Clock) -> None:
+    store = MemoryStore(LedgerState().dump())
+    evidence = spend(store, clock, 50)
+    assert len(evidence) == 50
+    # The Variable is gone, or cannot be decrypted any more and so reads as missing; or an older export is imported.
+    store.text = seen
+    ledger = open_ledger(store, clock, evidence=evidence)
+    assert ledger.moments()[0] > NOW + HOUR.period
+    assert ledger.exchange(50) == []
+    clock.now = ledger.moments()[-1]
+    assert len(open_ledger(store, clock, evidence=evidence).exchange(50)) == 50
+
+
+def test_what_the_archive_and_the_ledger_know_counts_once(store: MemoryStore, clock: Clock) -> None:
+    evidence = spend(store, clock, 20)
+    ledger = open_ledger(store, clock, evidence=evidence)
+    assert sum(moment <= clock.now for moment in ledger.moments()) == 30
+    assert len(ledger.exchange(50)) == 30
+    # The ledger's own entry is the one that counts.
+    assert {store.state.spent[permit] for permit in evidence} == {NOW + 1}
+
+
+def test_half_of_it_lost_and_half_of_it_known(store: MemoryStore, clock: Clock) -> None:
+    evidence = spend(store, clock, 25)
+    before = store.text
+    evidence |= spend(store, clock, 15)
+    store.text = before
+    assert len(open_ledger(store, clock, evidence=evidence).exchange(50)) == 10
+
+
+def test_evidence_that_the_ledger_has_is_no_reason_to_write(store: MemoryStore, clock: Clock) -> None:
+    evidence = spend(store, clock, 50)
+    written = len(store.written)
+    assert open_ledger(store, clock, evidence=dict(reversed(evidence.items()))).exchange(1) == []
+    assert len(store.written) == written
 
 
 def test_a_permit_does_not_outlive_its_entry_where_the_clock_is_set_back(store: MemoryStore, clock: Clock) -> None:
@@ -601,9 +678,9 @@ def test_a_permit_does_not_outlive_its_entry_where_the_clock_is_set_back(store: 
     assert not (is_usable and ledger.exchange(1))
 
 
-def test_evidence_does_not_count_where_the_ledger_is_there(clock: Clock) -> None:
+def test_legacy_evidence_does_not_count_where_the_ledger_is_there(clock: Clock) -> None:
     store = MemoryStore(LedgerState().dump(), ["lost", "lost"])
-    assert len(open_ledger(store, clock, evidence=[NOW - 10] * 50).exchange(50)) == 50
+    assert len(open_ledger(store, clock, legacy_evidence=[NOW - 10] * 50).exchange(50)) == 50
 
 
 @nonsense

@@ -209,7 +209,7 @@ class AmplemarketRecordingOperator(BaseOperator):
                     self.amplemarket_conn_id,
                     limit,
                     answer_timeout=2 * settings.timeout,  # connecting, and waiting for the answer to begin
-                    evidence=self._evidence(plan, limit),
+                    legacy_evidence=self._evidence(plan, limit),
                 )
                 downloads = Downloads(
                     hook=self.hook,
