@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pendulum
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
-from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 
 from airflow_provider_amplemarket.archive import Archive
 from airflow_provider_amplemarket.calls import Call, is_plain_id, start_of
@@ -26,6 +25,7 @@ from airflow_provider_amplemarket.exceptions import (
     AuthenticationError,
 )
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
+from airflow_provider_amplemarket.interrupt import MomentTrigger, failing_when_interrupted
 from airflow_provider_amplemarket.layout import DEFAULT_KEY, Layout
 from airflow_provider_amplemarket.plan import (
     ALREADY_STORED,
@@ -180,13 +180,15 @@ class AmplemarketRecordingOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Archive what is missing."""
-        return self._reconcile(context, {})
+        with failing_when_interrupted():
+            return self._reconcile(context, {})
 
-    def execute_complete(self, context: Context, event: Any = None) -> list[dict[str, Any]]:  # noqa: ARG002
+    def execute_complete(self, context: Context, event: Any = None) -> list[dict[str, Any]]:
         """Archive what is still missing; only the figures of the summary are carried over the wait."""
         ti = context["ti"]
         earlier = ti.xcom_pull(task_ids=ti.task_id, key="summary", map_indexes=ti.map_index)
-        return self._reconcile(context, earlier if isinstance(earlier, Mapping) else {})
+        with failing_when_interrupted(event):
+            return self._reconcile(context, earlier if isinstance(earlier, Mapping) else {})
 
     def on_kill(self) -> None:
         """End the downloads under way."""
@@ -351,7 +353,7 @@ class AmplemarketRecordingOperator(BaseOperator):
             waiting["estimated_end"],
         )
         if self.deferrable and not is_short:
-            self.defer(trigger=DateTimeTrigger(moment=pendulum.from_timestamp(until)), method_name="execute_complete")
+            self.defer(trigger=MomentTrigger(moment=pendulum.from_timestamp(until)), method_name="execute_complete")
         # In slices, for on_kill; it runs in a signal's handler, where waiting for the Event could lock itself out.
         while (seconds := until - ledger.clock()) > 0:
             if self._cancel is not None and self._cancel.is_set():
