@@ -1,15 +1,22 @@
-"""The Airflow plugin: the pool of the recordings is there when a core component of Airflow starts."""
+"""
+The Airflow plugin: the pool of the recordings is there when a core component of Airflow starts, and who holds its
+slot without being alive is named.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from airflow.providers.common.compat.sdk import AirflowPlugin, conf, hookimpl
 
+from airflow_provider_amplemarket.priority import RecentFirst
+
 log = logging.getLogger(__name__)
 
 POOL_NAME = "amplemarket_recordings"
+OPERATOR_NAME = "AmplemarketRecordingOperator"
 POOL_DESCRIPTION = (
     "One slot, deferred tasks included, so that one task at a time spends the hourly quota of the Amplemarket "
     "API key. More slots do not make it faster."
@@ -43,6 +50,56 @@ def ensure_pool() -> None:
         log.info("The pool %s was created by another component meanwhile", POOL_NAME)
 
 
+def warn_of_dead_tasks() -> None:
+    """
+    Warn of every task instance that holds a slot though no scheduler has ever queued it; change nothing.
+
+    ``airflow dags test`` leaves such a one where it is killed. No scheduler feels responsible for it: none looks for
+    its heartbeat, none adopts it, and none resets it.
+    """
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from airflow.utils.state import TaskInstanceState
+    from sqlalchemy import or_, select
+
+    columns = ("dag_id", "run_id", "task_id", "map_index", "state", "pool", "hostname", "pid")
+    query = select(*(getattr(TaskInstance, column) for column in columns)).where(
+        TaskInstance.state.in_([TaskInstanceState.QUEUED, TaskInstanceState.RUNNING]),
+        TaskInstance.queued_by_job_id.is_(None),
+        or_(TaskInstance.pool == POOL_NAME, TaskInstance.operator == OPERATOR_NAME),
+    )
+    with create_session() as session:
+        found = session.execute(query).all()
+    for row in found:
+        if not _is_alive(row.hostname, row.pid):
+            log.warning(
+                "The task %s (map index %s) of the run %s of the DAG %s is %s and holds a slot of the pool %s, but no "
+                "scheduler has queued it, so none will free the slot, and other tasks wait for it. `airflow dags test` "
+                "leaves that behind where it is killed. If it does not run any more, mark that run as failed.",
+                row.task_id,
+                row.map_index,
+                row.run_id,
+                row.dag_id,
+                row.state,
+                row.pool,
+            )
+
+
+def _is_alive(hostname: str | None, pid: int | None) -> bool:
+    """Tell whether a process of this machine is alive; of another machine nobody knows."""
+    from airflow.utils.net import get_hostname
+
+    if not pid or hostname != get_hostname():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is somebody else's
+    return True
+
+
 class PoolListener:
     """See to the pool when a core component starts."""
 
@@ -52,8 +109,11 @@ class PoolListener:
         # Workers must not, and need not, load Airflow's models.
         job = getattr(sys.modules.get("airflow.jobs.job"), "Job", None)
         is_core = job is not None and isinstance(component, job)
-        if is_core and conf.getboolean("amplemarket", "create_pool", fallback=True):
+        if not is_core:
+            return
+        if conf.getboolean("amplemarket", "create_pool", fallback=True):
             ensure_pool()
+        warn_of_dead_tasks()
 
 
 class AmplemarketPlugin(AirflowPlugin):
@@ -61,3 +121,4 @@ class AmplemarketPlugin(AirflowPlugin):
 
     name = "amplemarket"
     listeners = [PoolListener()]  # noqa: RUF012
+    priority_weight_strategies = [RecentFirst]  # noqa: RUF012

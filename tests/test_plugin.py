@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import delete, event, insert, select
+from airflow.utils.net import get_hostname
+from sqlalchemy import delete, event, insert, select, update
 
 from airflow_provider_amplemarket import plugin
-from airflow_provider_amplemarket.plugin import POOL_DESCRIPTION, POOL_NAME, PoolListener, ensure_pool
+from airflow_provider_amplemarket.plugin import (
+    POOL_DESCRIPTION,
+    POOL_NAME,
+    PoolListener,
+    ensure_pool,
+    warn_of_dead_tasks,
+)
+from airflow_provider_amplemarket.priority import RecentFirst
 
 pytestmark = pytest.mark.usefixtures("no_pool")
 
@@ -110,6 +120,102 @@ class TestThePool:
         assert "created by another component meanwhile" in caplog.text
 
 
+DAG_ID = "holder"
+DAG = f"""
+from datetime import datetime, timezone
+from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.standard.operators.empty import EmptyOperator
+
+with DAG("{DAG_ID}", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)) as dag:
+    EmptyOperator(task_id="hold", pool="{POOL_NAME}")
+"""
+
+
+@pytest.fixture(scope="module")
+def run_id(airflow_db: Path) -> Iterator[str]:
+    """Run a task of that pool to its end, and give the id of its run."""
+    add(1, True)
+    file = airflow_db / "dags" / f"{DAG_ID}.py"
+    file.write_text(DAG)
+    names: dict[str, Any] = {}
+    exec(compile(DAG, file, "exec"), names)
+    yield names["dag"].test().run_id
+    file.unlink()
+
+
+class TestTheWarningOfDeadTasks:
+    @pytest.fixture(autouse=True)
+    def _undo(self, run_id: str) -> Iterator[None]:
+        yield
+        self.let_it_be(run_id, state="success")
+
+    def let_it_be(self, run_id: str, **values: object) -> None:
+        """Let the task instance be like that in Airflow's database."""
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        as_queued = {"pool": POOL_NAME, "operator": "EmptyOperator", "queued_by_job_id": None, "pid": None}
+        with create_session() as session:
+            session.execute(
+                update(TaskInstance)
+                .where(TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == run_id)
+                .values({**as_queued, **values})
+            )
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"state": "queued"},
+            {"state": "running"},
+            {"state": "queued", "pool": "another", "operator": "AmplemarketRecordingOperator"},
+            {"state": "running", "pid": 4_000_000},  # more than there are
+            {"state": "running", "pid": 1, "hostname": "another"},
+        ],
+        ids=str,
+    )
+    def test_names_who_holds_the_slot_and_what_to_do(
+        self, run_id: str, caplog: pytest.LogCaptureFixture, values: dict[str, object]
+    ) -> None:
+        self.let_it_be(run_id, **{"hostname": get_hostname(), **values})
+        warn_of_dead_tasks()
+        [message] = caplog.messages
+        for word in (
+            "hold ",
+            run_id,
+            DAG_ID,
+            values["state"],
+            values.get("pool", POOL_NAME),
+            "mark that run as failed",
+        ):
+            assert str(word) in message
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            *({"state": state} for state in (None, "scheduled", "deferred", "up_for_retry", "success", "failed")),
+            {"state": "queued", "queued_by_job_id": 1},
+            {"state": "running", "queued_by_job_id": 1},
+            {"state": "queued", "pool": "another"},
+            {"state": "queued", "pid": os.getpid()},
+            {"state": "running", "pid": 1},
+        ],
+        ids=str,
+    )
+    def test_says_nothing_of_a_healthy_task(
+        self, run_id: str, caplog: pytest.LogCaptureFixture, values: dict[str, object]
+    ) -> None:
+        self.let_it_be(run_id, **{"hostname": get_hostname(), **values})
+        warn_of_dead_tasks()
+        assert caplog.messages == []
+
+    def test_comes_when_a_core_component_starts(self, run_id: str, caplog: pytest.LogCaptureFixture) -> None:
+        from airflow.jobs.job import Job
+
+        self.let_it_be(run_id, state="queued")
+        Job()
+        assert [message for message in caplog.messages if DAG_ID in message]
+
+
 class TestTheListener:
     def test_a_starting_core_component_of_airflow_makes_the_pool(self) -> None:
         from airflow.jobs.job import Job
@@ -153,8 +259,9 @@ class TestTheListener:
         assert "airflow.jobs.job" not in sys.modules
 
 
-def test_the_plugin_brings_nothing_but_the_listener() -> None:
+def test_the_plugin_brings_nothing_but_the_listener_and_the_weight_rule() -> None:
     own = {name for name in vars(plugin.AmplemarketPlugin) if not name.startswith("__")}
-    assert own == {"name", "listeners"}
+    assert own == {"name", "listeners", "priority_weight_strategies"}
+    assert plugin.AmplemarketPlugin.priority_weight_strategies == [RecentFirst]
     assert plugin.AmplemarketPlugin.name == "amplemarket"
     assert [type(listener) for listener in plugin.AmplemarketPlugin.listeners] == [PoolListener]
