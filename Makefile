@@ -6,17 +6,20 @@ BIN := .venv/bin
 MEMBERS ?=
 JOBS ?= 2
 
-.PHONY: demo airflow sandbox test test-unit test-e2e test-stores test-matrix bench \
+.PHONY: demo airflow sandbox reset test test-unit test-e2e test-stores test-matrix bench \
   lint format types wheel constraints chromium clean
 
 demo: .venv/ready        ## archive a day of calls and show what came of it
 	@$(BIN)/python -m tools.demo
 
-airflow: .venv/ready     ## the same Airflow with its UI, until Ctrl-C
+airflow: .venv/ready     ## an Airflow of its own with its UI, and a run that archives and waits, until Ctrl-C
 	@$(BIN)/python -m tools.standalone
 
-sandbox: .venv/ready     ## the sandbox of the API alone, until Ctrl-C
+sandbox: .venv/ready     ## the sandbox of the API alone, until Ctrl-C; PORT, LIMIT and PERIOD are its to choose
 	@$(BIN)/python -m tests.sandbox
+
+reset:                   ## let demo and airflow begin anew: remove what they have left, but for real recordings
+	@$(PYTHON) -m tools.reset
 
 test: test-unit test-e2e ## all that must hold here
 

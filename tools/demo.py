@@ -1,10 +1,11 @@
-"""Run the example DAG for a day of calls, and show what it archived."""
+"""Run the example DAG for a day of calls, and show how it goes and what it archived."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,33 +16,41 @@ from typing import Any
 from tests.sandbox import Sandbox
 from tools import home
 
+#: Where the operator says how far it is: ``12 of 20 archived, 8 left, …``.
+PROGRESS = re.compile(r"\d+ (?:of \d+|recordings) archived,.*?(?=\s+\[|$)")
+
 
 def main() -> int:
     """Run the demo; 0 only if the archive is right."""
-    home.HOME.mkdir(parents=True, exist_ok=True)
+    place = home.LIVE if home.API_KEY else home.DEMO
     with ExitStack() as stack:
+        stack.enter_context(place.claim())
         sandbox: Sandbox | None = None
         if key := home.API_KEY:
             url = os.environ.get("AMPLEMARKET_BASE_URL") or "https://api.amplemarket.com"
             print(f"API        {url}: the real one, with the key of AMPLEMARKET_API_KEY; this spends of its quota")
         else:
-            sandbox = stack.enter_context(home.make_sandbox())
+            sandbox = stack.enter_context(place.make_sandbox())
             url, key = sandbox.url, home.SANDBOX_KEY
             print(f"API        {url}: a sandbox with {len(sandbox.calls)} calls of {home.yesterday()}")
-        env = home.environment(home.connection(url, key))
-        home.migrate(env)
-        print(f"Airflow    {_shown(home.HOME)}")
+        print(f"Airflow    {home.shown(place.path)}", flush=True)
+        # In the environment, so that the key is written to no file.
+        env = place.environment() | {f"AIRFLOW_CONN_{home.CONN_ID.upper()}": json.dumps(place.connection(url, key))}
+        # What was cut short would hold the only slot of the pool, should a scheduler ever run here.
+        stack.callback(place.fail_unfinished)
+        place.fail_unfinished()
+        place.migrate(env)
         began = time.monotonic()
-        home.run("run", ["airflow", "dags", "test", home.DAG_ID], env, watch=_show_wait)
+        place.run("run", ["airflow", "dags", "test", home.DAG_ID], env, watch=_show_progress)
         print(f"DAG        dags/{home.DAG_ID}.py, run in {time.monotonic() - began:.0f} s\n")
-        found = results(env)
-        show(**found)
+        found = results(place, env)
+        show(place, **found)
         return verify(found["result"], found["summary"], sandbox)
 
 
-def results(env: dict[str, str]) -> dict[str, Any]:
+def results(place: home.Home, env: dict[str, str]) -> dict[str, Any]:
     """Read what the run has pushed."""
-    command = [sys.executable, "-m", "tools.results", home.DAG_ID, home.CONN_ID, str(home.LIMIT), str(home.PERIOD)]
+    command = [sys.executable, "-m", "tools.results", home.DAG_ID, home.CONN_ID, str(place.limit), str(place.period)]
     done = subprocess.run(command, env=env, cwd=home.CHECKOUT, capture_output=True, text=True)
     if done.returncode:
         print(f"\nThe run's result cannot be read:\n{done.stderr[-4000:]}")
@@ -50,12 +59,12 @@ def results(env: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def show(result: list[dict[str, Any]], summary: dict[str, Any], spent: int) -> None:
+def show(place: home.Home, result: list[dict[str, Any]], summary: dict[str, Any], spent: int) -> None:
     """Print what was archived, and what that cost."""
     table = [("CALL", "BEGAN", "STATUS", "SIZE", "OBJECT")]
     for row in result:
         began = (row["start_date"] or "")[:16].replace("T", " ")
-        target = row["uri"].removeprefix(f"file://{home.ARCHIVE}/")
+        target = row["uri"].removeprefix(f"file://{place.archive}/")
         table.append((row["call_id"][:8], began, row["status"], f"{row['size']:,}", target))
     widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
     for cells in table:
@@ -64,12 +73,12 @@ def show(result: list[dict[str, Any]], summary: dict[str, Any], spent: int) -> N
     others = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counted.items() if count)
     print(f"\nArchived   {summary['stored']} now, {summary['already_stored']} before; {others or 'no others'}")
     print(
-        f"Quota      {summary['permits_spent']} requests by this run; {spent} of {home.LIMIT} spent in the last "
-        f"{home.PERIOD:g} s, {max(0, home.LIMIT - spent)} left"
+        f"Quota      {summary['permits_spent']} requests by this run; {spent} of {place.limit} spent in the last "
+        f"{place.period:g} s, {max(0, place.limit - spent)} left"
     )
     if not summary["permits_spent"]:
-        print("           Nothing new was asked for: all of it was in the archive.")
-    print(f"Listen     {_shown(home.ARCHIVE)}/date=*/*.mp3")
+        print("           Nothing new was asked for: all of it was in the archive. To begin anew: make reset")
+    print(f"Listen     {home.shown(place.archive)}/date=*/*.mp3")
 
 
 def verify(result: list[dict[str, Any]], summary: dict[str, Any], sandbox: Sandbox | None) -> int:
@@ -98,14 +107,9 @@ def verify(result: list[dict[str, Any]], summary: dict[str, Any], sandbox: Sandb
     return 1 if problems else 0
 
 
-def _show_wait(line: str) -> None:
-    if "is used up" in line:
-        print("Waiting    " + line[line.index("The quota") :].split(" [")[0].strip())
-
-
-def _shown(path: Path) -> str:
-    """Shorten a path below the checkout."""
-    return str(path.relative_to(home.CHECKOUT)) if path.is_relative_to(home.CHECKOUT) else str(path)
+def _show_progress(line: str) -> None:
+    if found := PROGRESS.search(line):
+        print(f"Archive    {found[0].strip()}", flush=True)
 
 
 if __name__ == "__main__":
@@ -113,3 +117,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except home.StepError:
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nStopped. The next `make demo` goes on from here; after `make reset` it begins anew.", flush=True)
+        sys.exit(130)

@@ -18,17 +18,17 @@ PATIENCE = 300.0
 
 def main() -> int:
     """Run it; 0 only if the task deferred and the archive is right."""
-    home.HOME.mkdir(parents=True, exist_ok=True)
-    with home.make_sandbox() as sandbox:
-        with standalone.airflow(sandbox, AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False") as (_, env):
+    place = home.STANDALONE
+    with place.claim(), place.make_sandbox() as sandbox:
+        with standalone.airflow(place, sandbox) as (_, env):
             states = _watch()
         print(f"States     {' → '.join(states)}")
         if states[-1:] != ["success"] or "deferred" not in states:
             print("WRONG      the task was to defer and then to succeed; the end of Airflow's log:\n")
-            standalone.show_log()
+            standalone.show_log(place)
             return 1
-        results = demo.results(env)
-        demo.show(**results)
+        results = demo.results(place, env)
+        demo.show(place, **results)
         return demo.verify(results["result"], results["summary"], sandbox)
 
 
@@ -39,7 +39,7 @@ def _watch() -> list[str]:
     while time.monotonic() < deadline and states[-1:] not in (["success"], ["failed"]):
         time.sleep(0.3)
         # Airflow's command line would take ten seconds to say it.
-        with closing(sqlite3.connect(home.HOME / "airflow.db", timeout=30)) as database:
+        with closing(sqlite3.connect(home.STANDALONE.database, timeout=30)) as database:
             found = database.execute("SELECT state FROM task_instance WHERE dag_id = ?", (home.DAG_ID,)).fetchone()
         state = str(found[0] or "waiting") if found else "waiting"
         if states[-1:] != [state]:

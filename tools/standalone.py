@@ -14,11 +14,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tests.sandbox import Sandbox
 from tools import home
 
-LOG = home.HOME / "airflow.log"
 PATIENCE = 180.0
 #: Not ``airflow standalone``, whose parts serve their logs to the whole network.
 PARTS = {
@@ -39,15 +39,15 @@ def main() -> int:
         print("make airflow runs with the sandbox only; leave AMPLEMARKET_API_KEY out")
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    home.HOME.mkdir(parents=True, exist_ok=True)
+    place = home.STANDALONE
     try:
-        with home.make_sandbox() as sandbox, airflow(sandbox) as (parts, env):
-            _tell(env["AIRFLOW__API__BASE_URL"], sandbox.url)
+        with place.claim(), place.make_sandbox() as sandbox, airflow(place, sandbox) as (parts, env):
+            _tell(place, env["AIRFLOW__API__BASE_URL"], sandbox.url)
             while all(part.poll() is None for part in parts):
                 time.sleep(1)
-        print(f"A part of Airflow has ended; see {LOG}")
+        print(f"A part of Airflow has ended; see {_log(place)}")
         return 1
-    except NotStartedError:
+    except (home.StepError, NotStartedError):
         return 1
     except KeyboardInterrupt:
         print("\nAirflow is stopped.", flush=True)
@@ -55,33 +55,35 @@ def main() -> int:
 
 
 @contextmanager
-def airflow(sandbox: Sandbox, **settings: str) -> Iterator[tuple[list[subprocess.Popen[bytes]], dict[str, str]]]:
+def airflow(place: home.Home, sandbox: Sandbox) -> Iterator[tuple[list[subprocess.Popen[bytes]], dict[str, str]]]:
     """
     Run a whole Airflow until the end of the block, which begins when it is healthy.
 
-    :param settings: what it is told besides, as environment variables.
+    The example DAG is not paused, so its first run begins at once.
+
     :return: the processes of its parts, and the environment that they run in.
     """
     port = _free_port(int(os.environ.get("PORT", "8080")))
     url = f"http://127.0.0.1:{port}"
-    env = home.environment(home.connection(sandbox.url, home.SANDBOX_KEY)) | {
+    env = place.environment() | {
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": url,
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
         # On a small machine the first answers of a fresh API server take longer than the default allows.
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
-        **settings,
     }
-    home.migrate(env)
     print("Starting Airflow; this takes half a minute …", flush=True)
+    place.migrate(env)
+    _enter_connection(place, sandbox.url, env)
     parts: list[subprocess.Popen[bytes]] = []
     try:
-        with LOG.open("w") as log:
+        with _log(place).open("w") as log:
             for part, options in PARTS.items():
                 # A process group of its own: what Ctrl-C must stop is then stopped once, and all of it.
                 command = ["airflow", part, *options]
@@ -91,32 +93,41 @@ def airflow(sandbox: Sandbox, **settings: str) -> Iterator[tuple[list[subprocess
                     )
                 )
                 if part == "api-server":  # a task that finds none within seconds fails
-                    _await(parts, url, "metadatabase")
-        _await(parts, url, "scheduler", "triggerer")
+                    _await(place, parts, url, "metadatabase")
+        _await(place, parts, url, "scheduler", "triggerer")
         yield parts, env
     finally:
         _stop(parts)
 
 
-def _await(parts: list[subprocess.Popen[bytes]], url: str, *names: str) -> None:
+def _enter_connection(place: home.Home, url: str, env: dict[str, str]) -> None:
+    """Put the connection into the database, where the UI shows it; the sandbox has another port each time."""
+    file = place.path / "connection.json"
+    file.write_text(json.dumps({home.CONN_ID: place.connection(url, home.SANDBOX_KEY)}))
+    try:
+        place.run("connection", ["airflow", "connections", "import", str(file), "--overwrite"], env)
+    finally:
+        file.unlink()
+
+
+def _await(place: home.Home, parts: list[subprocess.Popen[bytes]], url: str, *names: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not _is_healthy(url, names):
         if any(part.poll() is not None for part in parts) or time.monotonic() > deadline:
             print("Airflow did not start; the end of its log:\n")
-            show_log()
+            show_log(place)
             raise NotStartedError
         time.sleep(1)
 
 
-def _tell(url: str, sandbox_url: str) -> None:
-    passwords = json.loads((home.HOME / "simple_auth_manager_passwords.json.generated").read_text())
+def _tell(place: home.Home, url: str, sandbox_url: str) -> None:
+    passwords = json.loads((place.path / "simple_auth_manager_passwords.json.generated").read_text())
     print(f"Airflow    {url}  (login: admin, password: {passwords['admin']})")
     print(f"DAG        {url}/dags/{home.DAG_ID}")
-    print(
-        f"Sandbox    {sandbox_url}  ({home.LIMIT} recordings in {home.PERIOD:g} s; its calls are of {home.yesterday()})"
-    )
-    print(f"Archive    {home.ARCHIVE}")
-    print("Stop it with Ctrl-C.", flush=True)
+    print("           Its first run has begun: it archives, waits for the quota in the triggerer, and ends.")
+    print(f"Sandbox    {sandbox_url}  ({place.limit} recordings in {place.period:g} s; calls of {home.yesterday()})")
+    print(f"Archive    {home.shown(place.archive)}")
+    print("Stop it with Ctrl-C. The next one goes on from there; after `make reset` it begins anew.", flush=True)
 
 
 def _is_healthy(url: str, names: tuple[str, ...]) -> bool:
@@ -128,9 +139,13 @@ def _is_healthy(url: str, names: tuple[str, ...]) -> bool:
     return False
 
 
-def show_log() -> None:
+def _log(place: home.Home) -> Path:
+    return place.path / "airflow.log"
+
+
+def show_log(place: home.Home) -> None:
     """Print the end of what Airflow has written."""
-    print(*LOG.read_text().splitlines()[-60:], sep="\n")
+    print(*_log(place).read_text().splitlines()[-60:], sep="\n")
 
 
 def _stop(parts: list[subprocess.Popen[bytes]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
@@ -47,13 +48,14 @@ def parser() -> argparse.ArgumentParser:
         description="Serve the Amplemarket API on this machine, with made-up calls and real sound.",
     )
     option = parser.add_argument
-    option("--port", type=int, default=8080, help="port on 127.0.0.1, 0 for any that is free (%(default)s)")
+    set_by = os.environ.get
+    option("--port", type=int, default=set_by("PORT", "0"), help="port on 127.0.0.1, 0 for a free one (PORT, or 0)")
     option("--calls", type=int, default=60, help="number of calls (%(default)s)")
     option("--days", type=float, default=1.0, help="days over which they are spread (%(default)s)")
     option("--end", type=moment, default=now, help="time before which they begin, in ISO 8601 (now)")
     option("--seed", type=int, default=0, help="the same seed gives the same calls (%(default)s)")
-    option("--limit", type=int, default=50, help="requests for recordings in any period (%(default)s)")
-    option("--period", type=float, default=3600.0, help="length of that period in seconds (%(default)s)")
+    option("--limit", type=int, default=set_by("LIMIT", "50"), help="recordings in any period (LIMIT, or 50)")
+    option("--period", type=float, default=set_by("PERIOD", "3600"), help="seconds of that period (PERIOD, or 3600)")
     option("--api-key", default="sandbox-key", help="key that is accepted (%(default)s)")
     option("--no-retry-after", action="store_true", help="leave Retry-After out of a 429")
     option("--count-refused", action="store_true", help="let refused requests count as well")
@@ -113,7 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as problem:
         print(f"The sandbox cannot start: {problem}", file=sys.stderr)
         return 1
-    connection = json.dumps({"conn_type": "amplemarket", "host": sandbox.url, "password": options.api_key})
+    extra = {"recording_limit": options.limit, "recording_period": options.period}
+    connection = json.dumps(
+        {"conn_type": "amplemarket", "host": sandbox.url, "password": options.api_key, "extra": extra}
+    )
     print(
         f"The Amplemarket sandbox is running; Ctrl-C stops it.\n"
         f"  URL    {sandbox.url}\n"
