@@ -7,8 +7,12 @@ import math
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from airflow_provider_amplemarket import quota
 from airflow_provider_amplemarket.exceptions import LedgerError
 from airflow_provider_amplemarket.lock import FREE, SETTLE
 from airflow_provider_amplemarket.quota import (
@@ -25,6 +30,7 @@ from airflow_provider_amplemarket.quota import (
     LedgerState,
     Permit,
     RateLimit,
+    variable_name,
 )
 from airflow_provider_amplemarket.variables import Store
 
@@ -797,6 +803,78 @@ def test_a_probe_that_is_not_answered_does_not_open_the_rest(store: MemoryStore,
     clock.now += 10
     assert len(ledger.exchange(20)) == 1
     assert len(ledger.exchange(20)) == 1
+
+
+# --- The name of the Variable ---------------------------------------------------------------------------------------
+
+
+def maskers() -> dict[str, ModuleType]:
+    """Return Airflow's modules that hide secrets: of the tasks, and where it is another, of the API server."""
+    names = ("airflow.sdk._shared.secrets_masker", "airflow._shared.secrets_masker")
+    found = {name: import_module(name) for name in names if _is_there(name)}
+    return found or {"3.0": import_module("airflow.sdk.execution_time.secrets_masker")}
+
+
+def _is_there(name: str) -> bool:
+    with suppress(ModuleNotFoundError):
+        return find_spec(name) is not None
+    return False
+
+
+class MaskingStore(MemoryStore):
+    """Let Airflow hide what is read, as it does for Variables."""
+
+    def __init__(self, masker: ModuleType) -> None:
+        super().__init__()
+        self.masker = masker
+        self.texts: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        text = self.texts.get(key)
+        if text is not None:
+            self.masker.mask_secret(text, key)
+        return text
+
+    def set(self, key: str, text: str) -> None:
+        self.texts[key] = text
+
+
+SENSITIVE = ["amplemarket_token", "API-Key of sales", "secret", "my.password"]
+
+
+@pytest.mark.parametrize("conn_id", ["amplemarket_default", *SENSITIVE])
+@pytest.mark.parametrize("name", maskers())
+def test_airflow_takes_no_text_of_the_ledger_for_a_secret(name: str, conn_id: str, clock: Clock) -> None:
+    masker = maskers()[name]
+    patterns = masker._secrets_masker().patterns
+    before = set(patterns)
+    store = MaskingStore(masker)
+    ledger = Ledger(conn_id, HOUR, answer_timeout=1, store=store, clock=clock, sleep=clock.sleep, monotonic=clock)
+    for _ in range(200):
+        ledger.exchange(1)
+        clock.now += 60
+    assert set(masker._secrets_masker().patterns) == before
+    assert masker.redact(store.texts[ledger.key]) == store.texts[ledger.key]
+    # The masker would have seen it.
+    masker.mask_secret("a secret of the test", "amplemarket_quota__amplemarket_token")
+    assert masker.redact("a secret of the test") == "***"
+
+
+def test_an_ordinary_id_is_in_the_name_of_its_variable() -> None:
+    assert variable_name("amplemarket_emea") == "amplemarket_quota__amplemarket_emea"
+
+
+def test_each_sensitive_id_has_a_name_of_its_own() -> None:
+    names = {variable_name(conn_id) for conn_id in SENSITIVE}
+    assert len(names) == len(SENSITIVE)
+    assert all(name.startswith(VARIABLE_PREFIX) for name in names)
+
+
+def test_a_word_of_the_prefix_may_be_sensitive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "redact", lambda text, name: "***" if "amplemarket" in name else text)
+    assert len(variable_name("amplemarket_default")) == 16
+    monkeypatch.setattr(quota, "redact", lambda text, name: "***")
+    assert variable_name("vendor") == KEY
 
 
 # --- The ledger, by whatever may happen -----------------------------------------------------------------------------

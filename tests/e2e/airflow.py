@@ -46,15 +46,21 @@ class Airflow:
     :param postgres: the server of the metadata database.
     :param environment: what else the parts are told.
     :param dags: the folders of the DAGs, by the name of their bundle.
+    :param port: the API server's; None for any that is free.
     """
 
     def __init__(
-        self, home: Path, postgres: Postgres, environment: Mapping[str, str], dags: Mapping[str, Path] = DAGS
+        self,
+        home: Path,
+        postgres: Postgres,
+        environment: Mapping[str, str],
+        dags: Mapping[str, Path] = DAGS,
+        port: int | None = None,
     ) -> None:
         self.home = home
         self.dags = dags
         self.db = postgres
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.url = f"http://127.0.0.1:{port or free_port()}"
         self._environment = self._settings() | dict(environment)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._token: str | None = None
