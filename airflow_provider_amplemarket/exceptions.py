@@ -5,12 +5,15 @@ What can go wrong, as one tree.
 
     AmplemarketError
     ├── AmplemarketConfigurationError      a setting is wrong; the message names it (also a ValueError)
+    │   └── ConnectionNotDefinedError      Airflow has no connection of this name
     ├── AmplemarketAPIError                the API answered with something else than was asked for
     │   ├── AmplemarketConnectionError     no answer: refused, timed out, cut
-    │   ├── AuthenticationError            401, 403: the API key is refused
+    │   ├── AuthenticationError            401; 403 for anything but a recording: the API key is refused
+    │   ├── RecordingForbiddenError        403 for a recording
     │   ├── RecordingNotFoundError         404 for a recording
     │   ├── RecordingTooLargeError         413 for a recording
     │   └── RateLimitExceededError         429, with ``retry_after``
+    ├── RequestAbortedError                the task was told to stop; nothing is asked for any more
     ├── InvalidRecordingError              a 200 whose body is no whole audio
     ├── LedgerError                        the quota ledger cannot be trusted, so nothing is sent
     │   └── LedgerBusyError                another task has it, with ``until``
@@ -29,6 +32,14 @@ class AmplemarketError(Exception):
 
 class AmplemarketConfigurationError(AmplemarketError, ValueError):
     """Say which setting of the connection or the operator to change."""
+
+
+class ConnectionNotDefinedError(AmplemarketConfigurationError):
+    """
+    Airflow has no such connection, or does not know at the moment.
+
+    Airflow 3.2 and 3.3 say the same in a task while their API server fails, so another try may help.
+    """
 
 
 class AmplemarketAPIError(AmplemarketError):
@@ -63,7 +74,11 @@ class AmplemarketConnectionError(AmplemarketAPIError):
 
 
 class AuthenticationError(AmplemarketAPIError):
-    """The API key is refused (401) or may not do this (403)."""
+    """The API key is refused (401) or may not do this at all (403)."""
+
+
+class RecordingForbiddenError(AmplemarketAPIError):
+    """The API does not give this recording (403); that alone says nothing of the API key."""
 
 
 class RecordingNotFoundError(AmplemarketAPIError):
@@ -92,6 +107,13 @@ class RateLimitExceededError(AmplemarketAPIError):
     ) -> None:
         super().__init__(message, status=429, code=code, title=title, detail=detail)
         self.retry_after = retry_after
+
+
+class RequestAbortedError(AmplemarketError):
+    """The task was told to stop: requests under way were ended, and no other is sent."""
+
+    def __init__(self, message: str = "The task was told to stop") -> None:
+        super().__init__(message)
 
 
 class InvalidRecordingError(AmplemarketError):
