@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import requests
+
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError
 from airflow_provider_amplemarket.get_provider_info import CONNECTION_FIELDS
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
 DEFAULT_BASE_URL = "https://api.amplemarket.com"
+#: So many times the time-out, one for connecting and one for waiting, a request and what is not audio may take in all.
+DEADLINE = 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class ConnectionSettings:
     :param api_key: the API key; never shown.
     :param recording_limit: requests to the recording endpoint per period.
     :param recording_period: length of that period in seconds.
-    :param timeout: seconds for connecting and for each read.
+    :param timeout: seconds for connecting and for each read; see also :attr:`deadline`.
     """
 
     base_url: str
@@ -80,14 +84,30 @@ class ConnectionSettings:
             timeout=numbers["timeout"],
         )
 
+    @property
+    def deadline(self) -> float:
+        """Seconds after which an answer's header must be there, and an error or a page of calls be whole."""
+        return DEADLINE * self.timeout
+
 
 def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Answer scheme, host and port of a URL; nothing for what is no URL."""
+    """Return scheme, host (as DNS has it) and port of a URL; nothing for what is no URL."""
     try:
         split = urlsplit(url)
-        return split.scheme, split.hostname, split.port or {"https": 443, "http": 80}.get(split.scheme)
+        return split.scheme, _as_dns_has_it(split.hostname), split.port or {"https": 443, "http": 80}.get(split.scheme)
     except ValueError:
         return "", None, None
+
+
+def _as_dns_has_it(hostname: str | None) -> str | None:
+    """
+    Return an international host name in ASCII, ``xn--…``, as requests sends it.
+
+    :raises ValueError: when that cannot be done.
+    """
+    if hostname is None or hostname.isascii():
+        return hostname
+    return urlsplit(requests.Request("GET", f"https://{hostname}").prepare().url or "").hostname
 
 
 def is_loopback(hostname: str | None) -> bool:
@@ -119,13 +139,14 @@ def _base_url(conn: Connection, wrong: Callable[[str], AmplemarketConfigurationE
     try:
         split = urlsplit(url)
         port = split.port or conn.port
+        hostname = _as_dns_has_it(split.hostname)
     except ValueError:
-        raise wrong("the host is no URL") from None
-    if not split.hostname or split.username is not None or split.query or split.fragment:
+        raise wrong("the host is no URL, or its name is none that DNS can have") from None
+    if not hostname or split.username is not None or split.query or split.fragment:
         raise wrong(f"the host must be a base URL like {DEFAULT_BASE_URL}")
-    if split.scheme == "http" and not is_loopback(split.hostname):
+    if split.scheme == "http" and not is_loopback(hostname):
         raise wrong("the host must begin with https://; http:// is for loopback addresses only")
     if split.scheme not in ("https", "http"):
         raise wrong("the host must begin with https://")
-    name = f"[{split.hostname}]" if ":" in split.hostname else split.hostname
+    name = f"[{hostname}]" if ":" in hostname else hostname
     return f"{split.scheme}://{name}{f':{port}' if port else ''}{split.path.rstrip('/')}"

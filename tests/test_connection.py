@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import Connection
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_provider_amplemarket.connection import DEFAULT_BASE_URL, ConnectionSettings, is_loopback, origin
-from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError
+from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ConnectionNotDefinedError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 
 KEY = "s3cret-Key_of.the/API+=~!"
@@ -76,6 +78,57 @@ def test_an_environment_variable_is_read_in_every_form_that_airflow_has(
     assert (found.base_url, found.api_key, found.recording_limit) == (base_url, "the-key", 5)
 
 
+class TestAConnectionThatCannotBeRead:
+    def refused(self) -> AmplemarketConfigurationError:
+        with pytest.raises(AmplemarketConfigurationError) as caught:
+            _ = AmplemarketHook("mine").settings
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith("Connection 'mine' ")
+        assert KEY not in "".join(traceback.format_exception(caught.value))
+        return caught.value
+
+    def test_one_that_is_not_there_is_refused_with_how_to_make_it(self) -> None:
+        error = self.refused()
+        assert type(error) is ConnectionNotDefinedError
+        assert "airflow connections add mine --conn-type amplemarket" in str(error)
+
+    def test_one_that_is_not_there_in_a_task_of_airflow_3_0(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        problem = ErrorResponse(error=ErrorType.CONNECTION_NOT_FOUND, detail={"conn_id": "mine"})
+
+        def get_connection(hook: AmplemarketHook, conn_id: str) -> Connection:
+            raise AirflowRuntimeError(problem)
+
+        monkeypatch.setattr(AmplemarketHook, "get_connection", get_connection)
+        assert type(self.refused()) is ConnectionNotDefinedError
+
+    @pytest.mark.parametrize(
+        "variable",
+        [
+            f'{{"conn_type": "amplemarket", "password": "{KEY}"',
+            f'{{"conn_type": "amplemarket", "password": "{KEY}", "port": "https"}}',
+            "amplemarket://:KEY@[oops",
+            "amplemarket://:KEY@host:port",
+            "amplemarket://:KEY@https://host://more",
+        ],
+    )
+    def test_one_that_is_malformed_is_refused_without_its_text(
+        self, monkeypatch: pytest.MonkeyPatch, variable: str
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN_MINE", variable.replace("KEY", KEY.replace("/", "")))
+        error = self.refused()
+        assert KEY.replace("/", "") not in "".join(traceback.format_exception(error))
+
+    def test_an_airflow_that_fails_is_not_taken_for_a_mistake(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        problem = ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={})
+
+        def get_connection(hook: AmplemarketHook, conn_id: str) -> Connection:
+            raise AirflowRuntimeError(problem)
+
+        monkeypatch.setattr(AmplemarketHook, "get_connection", get_connection)
+        with pytest.raises(AirflowRuntimeError):
+            _ = AmplemarketHook("mine").settings
+
+
 class TestTheBaseURL:
     @pytest.mark.parametrize(
         ("host", "base_url"),
@@ -94,6 +147,8 @@ class TestTheBaseURL:
             ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
             ("http://127.8.9.10", "http://127.8.9.10"),
             ("http://[::1]:8080/v1", "http://[::1]:8080/v1"),
+            ("https://bücher.example:8443/v1/", "https://xn--bcher-kva.example:8443/v1"),
+            ("BÜCHER.example", "https://xn--bcher-kva.example"),
         ],
     )
     def test_it_is_the_host_without_a_slash_at_the_end(self, host: str | None, base_url: str) -> None:
@@ -157,10 +212,18 @@ class TestTheBaseURL:
         assert "s3cret" not in message
 
     @pytest.mark.parametrize(
-        "host", ["https://[oops", "https://api.example.com:port", "https://api.example.com:99999", "http://[::1"]
+        "host",
+        [
+            "https://[oops",
+            "https://api.example.com:port",
+            "https://api.example.com:99999",
+            "http://[::1",
+            f"https://{'ü' * 64}.example",
+            "https://☎.example",
+        ],
     )
     def test_what_is_no_url_is_refused(self, host: str) -> None:
-        assert "no URL" in refused(lambda: settings(host))
+        assert "the host is no URL" in refused(lambda: settings(host))
 
 
 class TestTheKey:
@@ -274,6 +337,8 @@ class TestTellingHostsApart:
             ("/calls", ("", None, None)),
             ("http://[oops", ("", None, None)),
             ("http://example.com:port", ("", None, None)),
+            ("https://Bücher.example/x", ("https", "xn--bcher-kva.example", 443)),
+            ("https://☎.example/x", ("", None, None)),
         ],
     )
     def test_an_origin_is_scheme_host_and_port(self, url: str, expected: tuple[str, str | None, int | None]) -> None:

@@ -6,39 +6,47 @@ import hashlib
 import json
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pendulum
 import requests
 import tenacity
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from urllib3 import PoolManager
 
 from airflow_provider_amplemarket import __version__
 from airflow_provider_amplemarket.audio import is_mpeg, is_text
 from airflow_provider_amplemarket.calls import is_plain_id, start_of
+from airflow_provider_amplemarket.clockskew import ClockSkew
 from airflow_provider_amplemarket.connection import ConnectionSettings, is_loopback, origin
+from airflow_provider_amplemarket.deadline import DeadlineError, Watchdog, watch_connections, watched
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConfigurationError,
     AmplemarketConnectionError,
     AuthenticationError,
+    ConnectionNotDefinedError,
     InvalidRecordingError,
     RateLimitExceededError,
+    RecordingForbiddenError,
     RecordingNotFoundError,
     RecordingTooLargeError,
+    RequestAbortedError,
 )
 from airflow_provider_amplemarket.get_provider_info import CONNECTION_FIELDS, get_provider_info
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
 
 #: Largest page of calls that is read; twenty calls with transcripts stay far below.
 MAX_PAGE_SIZE = 32 * 1024**2
@@ -47,12 +55,24 @@ MAX_RECORDING_SIZE = 1024**3
 #: Pages after which a listing that does not end is given up.
 MAX_PAGES = 100_000
 MAX_REDIRECTS = 5
-#: Seconds after which a body that still trickles in is given up.
+#: Seconds after which a recording that still trickles in is given up.
 MAX_DOWNLOAD_TIME = 3600.0
+#: A listing ends after so many pages in a row that are older than the window: calls that were logged late lie above
+#: newer ones.
+OLDER_PAGES = 3
+#: The same where there is nothing but older pages from the first one on: there the newest calls may all be hidden.
+OLDER_PAGES_FROM_THE_FIRST = 10
+#: A page is older when its newest call is by so much, for the order is not strict.
+OLDER_BY = timedelta(days=1)
 
 _CHUNK = 1024**2
 _LIST_ATTEMPTS = 6
 _LIST_LONGEST_WAIT = 60.0
+
+_RECORDING_ERRORS: dict[int, type[AmplemarketAPIError]] = {
+    404: RecordingNotFoundError,
+    413: RecordingTooLargeError,
+}
 
 
 @dataclass(frozen=True)
@@ -99,8 +119,8 @@ class BearerAuth(AuthBase):
         return request
 
 
-class _TimeoutAdapter(HTTPAdapter):
-    """Give every request a time-out, and no retries: each may cost quota."""
+class _Adapter(HTTPAdapter):
+    """Give every request a time-out, connections that can be ended, and no retries: each may cost quota."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -111,9 +131,40 @@ class _TimeoutAdapter(HTTPAdapter):
             kwargs["timeout"] = self._timeout
         return super().send(request, **kwargs)
 
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        watch_connections(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> PoolManager:
+        is_new = proxy not in self.proxy_manager
+        manager: PoolManager = super().proxy_manager_for(proxy, **kwargs)
+        if is_new:
+            watch_connections(manager)
+        return manager
+
 
 class _Session(requests.Session):
-    """Follow no redirect of its own accord, nor read the body of one."""
+    """
+    Follow no redirect of its own accord, nor read the body of one.
+
+    :param watchdog: ends the requests.
+    :param deadline: seconds after which it ends one that nobody watches over yet.
+    """
+
+    def __init__(self, watchdog: Watchdog, deadline: float) -> None:
+        super().__init__()
+        self._watchdog = watchdog
+        self._deadline = deadline
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        if watched():
+            return super().send(request, **kwargs)
+        with self._watchdog.watch(self._deadline) as watch:
+            response = super().send(request, **kwargs)
+            if watch.ended:  # a header that was ended can look whole
+                response.close()
+                raise watch.ended
+            return response
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
         return None
@@ -134,7 +185,8 @@ class AmplemarketHook(BaseHook):
     def __init__(self, amplemarket_conn_id: str = default_conn_name) -> None:
         super().__init__()
         self.amplemarket_conn_id = amplemarket_conn_id
-        self._under_way: set[requests.Response] = set()
+        self._watchdog = Watchdog()
+        self._clock_skew = ClockSkew()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -167,16 +219,50 @@ class AmplemarketHook(BaseHook):
         What the connection says.
 
         :raises AmplemarketConfigurationError: when a field is missing or malformed; the message names it.
+        :raises ConnectionNotDefinedError: when Airflow has no such connection.
         """
-        return ConnectionSettings.of(self.amplemarket_conn_id, self.get_connection(self.amplemarket_conn_id))
+        return ConnectionSettings.of(self.amplemarket_conn_id, self._read_connection())
+
+    def _read_connection(self) -> Connection:
+        name, kind = self.amplemarket_conn_id, self.conn_type
+        try:
+            return self.get_connection(name)
+        except Exception as error:
+            if not _is_not_defined(error) and not isinstance(error, AirflowException | ValueError):
+                raise
+            problem = error
+        # Raised out here, for what Airflow raises can have the connection's text in it.
+        if _is_not_defined(problem):
+            raise ConnectionNotDefinedError(
+                f"Connection {name!r} is not defined: make one of type {kind!r} with the API key as its password, in "
+                f"the UI (Admin, Connections) or with "
+                f"`airflow connections add {name} --conn-type {kind} --conn-password <API key>`"
+            )
+        raise AmplemarketConfigurationError(
+            f"Connection {name!r} cannot be read ({type(problem).__name__}): what its environment variable or the "
+            "secrets backend has is neither a URI nor a JSON object that Airflow understands"
+        )
+
+    @property
+    def clock_skew(self) -> float:
+        """
+        Seconds that this machine's clock is ahead of the API's at least; below 0, behind.
+
+        It comes from the ``Date`` of the answers so far; 0 before the first one, and where the clocks may agree.
+        """
+        return self._clock_skew.seconds
 
     def get_conn(self) -> requests.Session:
-        """Answer the session: bearer auth for the connection's host, a time-out on every request."""
+        """
+        Return the session: bearer auth for the connection's host, a time-out and a deadline on every request.
+
+        A body that is streamed by the caller has no deadline, and is not ended by :meth:`abort`.
+        """
         return self._session
 
     @cached_property
     def _session(self) -> requests.Session:
-        session = _Session()
+        session = _Session(self._watchdog, self.settings.deadline)
         session.auth = BearerAuth(self.settings.api_key, self.settings.base_url)
         session.headers["User-Agent"] = f"airflow-provider-amplemarket/{__version__}"
         # A proxy would see the key of a connection without TLS.
@@ -184,7 +270,7 @@ class AmplemarketHook(BaseHook):
         # A compressed body can end early without anyone noticing, or grow without bounds.
         session.headers["Accept-Encoding"] = "identity"
         for scheme in ("https://", "http://"):
-            session.mount(scheme, _TimeoutAdapter(self.settings.timeout))
+            session.mount(scheme, _Adapter(self.settings.timeout))
         return session
 
     def test_connection(self) -> tuple[bool, str]:
@@ -200,41 +286,71 @@ class AmplemarketHook(BaseHook):
         *,
         start: datetime | None = None,
         end: datetime | None = None,
-        user_id: str | None = None,
+        user_id: str | int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """
         Yield every call with ``start <= start_date < end``, once each, reading page after page as needed.
 
-        The API's own filters are asked for and not relied upon. Calls without a readable ``start_date`` are
-        yielded, too: nothing shows that they lie outside.
+        The API's own filters are asked for and not relied upon, nor is the order, newest first: reading ends once
+        several pages in a row are older than the window by a clear margin. Calls without a readable ``start_date``
+        are yielded, too: nothing shows that they lie outside.
 
         :param start: first moment, timezone-aware; None for the beginning.
         :param end: moment after the last, timezone-aware; None for now.
         :param user_id: only calls of this user.
         :raises AuthenticationError: when the API key is refused.
         :raises AmplemarketAPIError: when the list does not come, after some retries, or makes no sense.
+        :raises RequestAbortedError: after :meth:`abort`.
         """
         # The API says "starting after" and "before": a second more on either side loses no call of the edge.
         params = {
             "start_date_from": _iso(start - timedelta(seconds=1)) if start else None,
             "start_date_to": _iso(end + timedelta(seconds=1)) if end else None,
-            "user_id": user_id,
+            "user_id": str(user_id) if user_id is not None else None,
         }
         seen: set[str] = set()
+        older = _OlderPages(start)
         for page in self._pages({name: value for name, value in params.items() if value is not None}):
             starts = [start_of(call) for call in page]
             for call, moment in zip(page, starts, strict=True):
                 if moment is not None and ((start and moment < start) or (end and moment >= end)):
                     continue
-                if user_id is not None and call.get("user_id", user_id) != user_id:
+                if user_id is not None and str(call.get("user_id", user_id)) != str(user_id):
                     continue
                 if call.get("id") is not None:
                     if str(call["id"]) in seen:
                         continue
                     seen.add(str(call["id"]))
                 yield call
-            if start is not None and _ends_before(start, starts):
+            if older.are_enough(starts):
                 return
+            if older.is_first:
+                self.log.warning(
+                    "The newest calls of the list are older than the window, which begins at %s. Where there were none "
+                    "since, all is well; else calls that were logged late hide them, so up to %d pages are read. "
+                    "Calls that lie still deeper can be named in call_ids",
+                    start,
+                    OLDER_PAGES_FROM_THE_FIRST,
+                )
+
+    def find_calls(self, call_ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """
+        Yield those of these calls that the list has, once each, reading page after page until all are found.
+
+        There is no request for one call: one id that the list does not have costs the whole list.
+
+        :param call_ids: the ids to look for.
+        :raises AuthenticationError: when the API key is refused.
+        :raises AmplemarketAPIError: when the list does not come, after some retries, or makes no sense.
+        :raises RequestAbortedError: after :meth:`abort`.
+        """
+        left = set(call_ids)
+        for call in self.iter_calls() if left else ():
+            if is_plain_id(call.get("id")) and call["id"] in left:
+                left.remove(call["id"])
+                yield call
+                if not left:
+                    return
 
     def download_recording(
         self, call_id: str, target: str | os.PathLike[str], *, cancelled: Callable[[], bool] | None = None
@@ -249,20 +365,22 @@ class AmplemarketHook(BaseHook):
         :raises RecordingNotFoundError: 404.
         :raises RecordingTooLargeError: 413.
         :raises RateLimitExceededError: 429, with ``retry_after``.
-        :raises AuthenticationError: 401 or 403.
+        :raises RecordingForbiddenError: 403.
+        :raises AuthenticationError: 401.
         :raises InvalidRecordingError: a 200 that is no whole audio.
         :raises AmplemarketAPIError: any other answer, or none.
+        :raises RequestAbortedError: after :meth:`abort`.
         """
         if not is_plain_id(call_id):
             raise AmplemarketConfigurationError(f"call_id {str(call_id)[:80]!r} is not a plain token")
         url = f"{self.settings.base_url}/calls/{call_id}/recording"
         requested_at = pendulum.now("UTC")
-        with self._follow(url) as response:
+        with self._watchdog.watch(self.settings.deadline) as watch, self._follow(url) as response:
             answered_at = pendulum.now("UTC")
             content_type = self._check_header(response)
+            watch.limit(MAX_DOWNLOAD_TIME)
             try:
-                with self._watched(response):
-                    size, digest, head = self._save(response, Path(target), cancelled)
+                size, digest, head = self._save(response, Path(target), cancelled)
                 like_mpeg = is_mpeg(head)
                 if not like_mpeg and is_text(head):
                     raise InvalidRecordingError(f"{content_type} was announced, but the body is text")
@@ -281,22 +399,12 @@ class AmplemarketHook(BaseHook):
         )
 
     def abort(self) -> None:
-        """End the downloads under way, from another thread or a signal's handler; they raise."""
-        for response in tuple(self._under_way):
-            _shut_down(response)
+        """
+        End every request under way, whatever it waits for, and refuse those that follow; for a task that must stop.
 
-    @contextmanager
-    def _watched(self, response: requests.Response) -> Iterator[None]:
-        """Let :meth:`abort` and the clock end a read that waits for the next byte."""
-        timer = threading.Timer(MAX_DOWNLOAD_TIME, _shut_down, [response])
-        timer.daemon = True
-        timer.start()
-        self._under_way.add(response)
-        try:
-            yield
-        finally:
-            self._under_way.discard(response)
-            timer.cancel()
+        It may come from another thread or a signal's handler and does not raise. A new hook begins anew.
+        """
+        self._watchdog.stop()
 
     def _pages(self, params: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
         base = self.settings.base_url
@@ -355,7 +463,7 @@ class AmplemarketHook(BaseHook):
 
     def _get_json_once(self, url: str) -> dict[str, Any]:
         path = urlsplit(url).path
-        with self._send(url) as response:
+        with self._watchdog.watch(self.settings.deadline), self._send(url) as response:
             if response.status_code != 200:
                 raise self._error(response)
             if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -372,23 +480,40 @@ class AmplemarketHook(BaseHook):
         return data
 
     def _sleep(self, seconds: float) -> None:
-        tenacity.nap.sleep(seconds)
+        self._watchdog.sleep(seconds)
 
     def _send(self, url: str) -> requests.Response:
         # Redirects are followed by hand, where at all: the key stays here, and a detour can cost quota.
-        path = urlsplit(url).path
+        is_own = origin(url) == origin(self.settings.base_url)
+        response: requests.Response | None = None
+        problem: Exception | None = None
+        if watch := watched():
+            watch.forget()
+        began = time.monotonic()
         try:
-            return self._session.get(url, stream=True, allow_redirects=False)
+            response = self._session.get(url, stream=True, allow_redirects=False)
         except (requests.RequestException, ValueError) as error:
-            if isinstance(error, requests.RequestException):
-                error.request = None  # it carries the key
-            why = type(error).__name__
-            if origin(url) == origin(self.settings.base_url):  # elsewhere, the URL may be signed
-                why += f": {error}"
-            raise AmplemarketConnectionError(self._redact(f"GET {path}: no answer ({why})")) from error
+            problem = error
+        problem = _ended() or problem  # a header that was ended can look whole
+        if response is not None and problem is None:
+            if is_own:
+                now = time.time()
+                self._clock_skew.note(response.headers, now - (time.monotonic() - began), now)
+            return response
+        if response is not None:
+            response.close()
+        # Raised out here, for what was caught has the key in its request, and an address that may be signed.
+        if isinstance(problem, RequestAbortedError):
+            raise problem
+        what, why = f"GET {urlsplit(url).path}", type(problem).__name__
+        if is_own or isinstance(problem, DeadlineError):
+            why += f": {problem}"
+        if not is_own:
+            what = f"GET recording: redirected to {urlsplit(url).hostname}"
+        raise AmplemarketConnectionError(self._redact(f"{what}: no answer ({why})"))
 
     def _follow(self, url: str) -> requests.Response:
-        """Answer the 200 for a recording, along redirects; raise for any other status."""
+        """Return the 200 for a recording, along redirects; raise for any other status."""
         base = self.settings.base_url
         for _ in range(MAX_REDIRECTS + 1):
             response = self._send(url)
@@ -397,7 +522,7 @@ class AmplemarketHook(BaseHook):
             with response:
                 location = response.headers.get("Location")
                 if not response.is_redirect or location is None:
-                    raise self._error(response)
+                    raise self._error(response, of_recording=True)
             try:
                 url = urljoin(url, location)
                 target = urlsplit(url)
@@ -444,7 +569,7 @@ class AmplemarketHook(BaseHook):
         size, digest, head = 0, hashlib.sha256(), b""
         with target.open("wb") as file:
             try:
-                for chunk in response.iter_content(_CHUNK):
+                for chunk in _body(response, _CHUNK):
                     size += len(chunk)
                     if size > limit:
                         raise InvalidRecordingError(f"the body does not end within {limit} bytes")
@@ -464,7 +589,7 @@ class AmplemarketHook(BaseHook):
             raise InvalidRecordingError(f"the answer declares {declared[:20]} bytes, but {size} came")
         return size, digest.hexdigest(), head
 
-    def _error(self, response: requests.Response) -> AmplemarketAPIError:
+    def _error(self, response: requests.Response, *, of_recording: bool = False) -> AmplemarketAPIError:
         """Make the error for an answer that is not what was asked for."""
         split = urlsplit(response.url)
         status = response.status_code
@@ -477,13 +602,13 @@ class AmplemarketHook(BaseHook):
         message = f"GET {split.path} answered {status}" + (f" ({told})" if told else "")
         if status == 429:
             return RateLimitExceededError(message, retry_after=_retry_after(response), **fields)
+        if split.path.endswith("/recording") and (kind := _RECORDING_ERRORS.get(status)):
+            return kind(message, status=status, **fields)
+        if of_recording and status == 403:
+            return RecordingForbiddenError(message, status=status, **fields)
         if status in (401, 403):
             hint = f"; check the API key in the password of connection {self.amplemarket_conn_id!r}"
             return AuthenticationError(message + hint, status=status, **fields)
-        if split.path.endswith("/recording") and status == 404:
-            return RecordingNotFoundError(message, status=status, **fields)
-        if split.path.endswith("/recording") and status == 413:
-            return RecordingTooLargeError(message, status=status, **fields)
         return AmplemarketAPIError(message, status=status, **fields)
 
     def _error_fields(self, response: requests.Response) -> dict[str, str | None]:
@@ -504,7 +629,7 @@ class AmplemarketHook(BaseHook):
         """Read the body; one byte or more above the limit where it is longer."""
         body = bytearray()
         try:
-            for chunk in response.iter_content(65536):
+            for chunk in _body(response, 65536):
                 body += chunk
                 if len(body) > limit:
                     break
@@ -525,22 +650,64 @@ class AmplemarketHook(BaseHook):
         return value
 
 
-def _shut_down(response: requests.Response) -> None:
-    with suppress(OSError, ValueError):  # it has ended meanwhile
-        response.raw.shutdown()
+def _is_not_defined(error: Exception) -> bool:
+    """Tell whether Airflow says that there is no such connection."""
+    kind = getattr(getattr(error, "error", None), "error", None)  # Airflow 3.0, in a task
+    return isinstance(error, AirflowNotFoundException) or getattr(kind, "name", None) == "CONNECTION_NOT_FOUND"
+
+
+def _ended() -> Exception | None:
+    """Return why this thread's request was ended from here, if it was."""
+    watch = watched()
+    return watch.ended if watch else None
+
+
+def _body(response: requests.Response, size: int) -> Iterator[bytes]:
+    """Yield the body in chunks; where it was ended from here it can look whole, which is an error, too."""
+    problem: Exception | None = None
+    try:
+        yield from response.iter_content(size)
+    except requests.RequestException as error:
+        problem = error
+    problem = _ended() or problem
+    if problem:
+        raise problem
 
 
 def _iso(moment: datetime) -> str:
     return pendulum.instance(moment).in_timezone("UTC").format("YYYY-MM-DD[T]HH:mm:ss[Z]")
 
 
-def _ends_before(start: datetime, starts: list[pendulum.DateTime | None]) -> bool:
-    """Tell whether a page lies wholly before the window and those after it do, too."""
-    moments = [moment for moment in starts if moment is not None]
-    if not moments or len(moments) < len(starts):
-        return False
-    # On a page that ascends the newest calls are still to come.
-    return max(moments) < start and moments[0] > moments[-1]
+class _OlderPages:
+    """
+    Count the pages in a row that are older than the window.
+
+    :param start: where the window begins; without one, no page is older.
+    """
+
+    def __init__(self, start: datetime | None) -> None:
+        self._start = start
+        self._in_a_row = 0
+        self._pages = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the first page is older, and the last one that was read."""
+        return self._pages == self._in_a_row == 1
+
+    def are_enough(self, starts: list[pendulum.DateTime | None]) -> bool:
+        """Tell with the next page's moments whether those after it are older, too, as far as one can know."""
+        self._pages += 1
+        self._in_a_row = self._in_a_row + 1 if self._is_older(starts) else 0
+        is_all = self._in_a_row == self._pages
+        return self._in_a_row >= (OLDER_PAGES_FROM_THE_FIRST if is_all else OLDER_PAGES)
+
+    def _is_older(self, starts: list[pendulum.DateTime | None]) -> bool:
+        moments = [moment for moment in starts if moment is not None]
+        if self._start is None or not moments or len(moments) < len(starts):
+            return False
+        # On a page that ascends the newest calls are still to come.
+        return max(moments) < self._start - OLDER_BY and moments[0] > moments[-1]
 
 
 def _retry_after(response: requests.Response) -> float | None:

@@ -210,7 +210,7 @@ class AmplemarketRecordingOperator(BaseOperator):
                 ledger = Ledger(
                     self.amplemarket_conn_id,
                     limit,
-                    answer_timeout=2 * settings.timeout,  # connecting, and waiting for the answer to begin
+                    answer_timeout=settings.deadline,
                     legacy_evidence=self._evidence(plan, limit),
                 )
                 downloads = Downloads(

@@ -9,8 +9,10 @@ import json
 import logging
 import socket
 import threading
+import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,11 +34,14 @@ from airflow_provider_amplemarket.exceptions import (
     AuthenticationError,
     InvalidRecordingError,
     RateLimitExceededError,
+    RecordingForbiddenError,
     RecordingNotFoundError,
     RecordingTooLargeError,
+    RequestAbortedError,
 )
 from airflow_provider_amplemarket.hooks import amplemarket
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, BearerAuth, Recording
+from tests.hooks.drips import Drips
 from tests.sandbox import LogEntry, Sandbox, make_call, make_calls
 
 KEY = "sandbox-key"
@@ -121,6 +126,13 @@ def chunks(*pieces: bytes) -> bytes:
 def page(*calls: Call, **members: object) -> bytes:
     """Write an answer that is a page of calls."""
     return raw(json.dumps({"calls": calls, **members}).encode(), Content_Type="application/json")
+
+
+def pages_of(calls: list[Call], size: int) -> list[bytes]:
+    """Write answers that are pages of calls, in this order."""
+    starts = range(0, len(calls), size)
+    links = [{"next": {"href": f"?page={start}"}} for start in starts[1:]]
+    return [page(*calls[start : start + size], _links=link) for start, link in zip(starts, [*links, {}], strict=True)]
 
 
 def problem(**fields: object) -> bytes:
@@ -218,15 +230,80 @@ class TestListingCalls:
             assert list(connect(sandbox.url).iter_calls()) == []
         assert [entry.query for entry in sandbox.log] == [""]
 
-    @pytest.mark.parametrize(("order", "most"), [("newest", 2), ("shuffled", 3), ("oldest", 10)])
-    def test_reading_stops_after_a_page_that_is_wholly_older_unless_newer_ones_follow(
-        self, connect: Connect, order: Any, most: int
+    @pytest.mark.parametrize(("order", "most"), [("newest", 5), ("shuffled", 6), ("oldest", 20)])
+    def test_reading_stops_after_some_pages_that_are_wholly_older_unless_newer_ones_follow(
+        self, connect: Connect, order: Any, most: int, caplog: pytest.LogCaptureFixture
     ) -> None:
-        calls = make_calls(100, end=END, days=10)
+        calls = make_calls(200, end=END, days=20)
         with Sandbox(calls=calls, order=order, honour_filters=False, page_size=10) as sandbox:
             found = ids(connect(sandbox.url).iter_calls(start=END - timedelta(days=1)))
         assert sorted(found) == sorted(ids(calls[:10]))
+        # One page of the window, one within the margin, and three that are older.
         assert len(list_requests(sandbox)) <= most
+        assert "older than the window" not in caplog.text
+
+    @pytest.mark.parametrize("late", [20, 39, 60])
+    def test_old_calls_that_were_logged_late_do_not_hide_the_newest(
+        self, connect: Connect, late: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        calls = make_calls(200, end=END, days=20)
+        logged_late = [make_call(id=f"late-{n}", start_date=END - timedelta(days=40, minutes=n)) for n in range(late)]
+        with RawServer(*pages_of([*logged_late, *calls], 20)) as server:
+            found = ids(connect(server.url).iter_calls(start=END - timedelta(days=1)))
+        assert found == ids(calls[:10])
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "begins at 2026-11-19" in caplog.text
+        assert "call_ids" in caplog.text
+
+    def test_old_calls_between_newer_ones_do_not_hide_those_that_follow(self, connect: Connect) -> None:
+        calls = make_calls(60, end=END, days=0.9)
+        old = [make_call(id=f"old-{n}", start_date=END - timedelta(days=9, minutes=n)) for n in range(40)]
+        with RawServer(*pages_of([*calls[:20], *old, *calls[20:]], 20)) as server:
+            found = ids(connect(server.url).iter_calls(start=END - timedelta(days=1)))
+        assert found == ids(calls)
+
+    def test_a_list_of_nothing_but_older_calls_is_not_read_to_its_end(
+        self, connect: Connect, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        calls = make_calls(400, end=END - timedelta(days=3), days=300)
+        with Sandbox(calls=calls, honour_filters=False) as sandbox:
+            assert list(connect(sandbox.url).iter_calls(start=END - timedelta(days=1))) == []
+        assert len(list_requests(sandbox)) == 10
+        assert len(caplog.records) == 1
+
+    def test_calls_just_before_the_window_do_not_count_as_older(self, connect: Connect) -> None:
+        before = [make_call(id=f"before-{n}", start_date=END - timedelta(days=1, minutes=n)) for n in range(1, 241)]
+        within = make_call(id="within", start_date=END - timedelta(hours=1))
+        with RawServer(*pages_of([*before, within], 20)) as server:
+            assert ids(connect(server.url).iter_calls(start=END - timedelta(days=1))) == ["within"]
+
+    @pytest.mark.parametrize("user_id", [7, "7"])
+    def test_a_user_may_be_a_number(self, connect: Connect, user_id: int | str) -> None:
+        rows = [make_call(id=f"of-{user!r}", start_date=END, user_id=user) for user in (7, "7", 8, None)]
+        with Sandbox(calls=rows, honour_filters=False) as sandbox:
+            found = ids(connect(sandbox.url).iter_calls(user_id=user_id))
+        assert sorted(found) == ["of-'7'", "of-7"]
+        assert parse_qs(list_requests(sandbox)[0].query) == {"user_id": ["7"]}
+
+    def test_calls_are_found_by_their_ids_on_as_few_pages_as_may_be(self, connect: Connect) -> None:
+        calls = make_calls(100, end=END)
+        wanted = [calls[45]["id"], calls[3]["id"]]
+        with Sandbox(calls=calls) as sandbox:
+            found = list(connect(sandbox.url).find_calls(wanted))
+        assert found == [calls[3], calls[45]]
+        assert len(list_requests(sandbox)) == 3
+
+    def test_ids_that_the_list_does_not_have_are_looked_for_to_its_end(self, connect: Connect) -> None:
+        calls = make_calls(50, end=END)
+        with Sandbox(calls=[*calls, {"duration": 1}, {"id": ["odd"]}]) as sandbox:
+            found = ids(connect(sandbox.url).find_calls(["unknown", calls[3]["id"], calls[3]["id"]]))
+        assert found == [calls[3]["id"]]
+        assert len(list_requests(sandbox)) == 3
+
+    def test_no_ids_cost_no_request(self, connect: Connect) -> None:
+        with Sandbox(calls=make_calls(3, end=END)) as sandbox:
+            assert list(connect(sandbox.url).find_calls([])) == []
+            assert sandbox.log == []
 
     @pytest.mark.parametrize("order", ["newest", "oldest", "shuffled"])
     def test_a_page_of_one_old_call_says_nothing_of_those_that_follow(self, connect: Connect, order: Any) -> None:
@@ -668,7 +745,7 @@ REFUSALS = [
     ("too-many", RateLimitExceededError, 429, "too_many_requests"),
     ("too-many-120", RateLimitExceededError, 429, "too_many_requests"),
     ("unauthorized", AuthenticationError, 401, "unauthorized"),
-    ("forbidden", AuthenticationError, 403, "forbidden"),
+    ("forbidden", RecordingForbiddenError, 403, "forbidden"),
     ("error-500", AmplemarketAPIError, 500, "internal_server_error"),
     ("error-503", AmplemarketAPIError, 503, "service_unavailable"),
     ("error-503-html", AmplemarketAPIError, 503, None),
@@ -949,7 +1026,7 @@ class TestARecordingThatDoesNotCome:
             hook = connect(sandbox.url)
             timer = threading.Timer(0.5, hook.abort)
             timer.start()
-            with pytest.raises(InvalidRecordingError, match="cut short"):
+            with pytest.raises(RequestAbortedError):
                 download(hook, "abc--drip", target)
             timer.join()
         assert list(target.parent.iterdir()) == []
@@ -1120,6 +1197,15 @@ class TestRedirects:
         assert type(caught.value) is AmplemarketAPIError
         assert caught.value.status == status
 
+    @pytest.mark.parametrize(("status", "error"), [(401, AuthenticationError), (403, RecordingForbiddenError)])
+    def test_a_file_elsewhere_on_the_own_host_may_be_forbidden(
+        self, connect: Connect, target: Path, status: int, error: type[AmplemarketAPIError]
+    ) -> None:
+        answers = raw(b"", 302, Location="/files/abc"), raw(b"", status)
+        with RawServer(*answers) as server, pytest.raises(AmplemarketAPIError, match="/files/abc") as caught:
+            download(connect(server.url), "abc", target)
+        assert type(caught.value) is error
+
     def test_another_host_that_is_down_is_a_connection_error(self, connect: Connect, target: Path) -> None:
         with RawServer(raw()) as away:
             pass
@@ -1128,6 +1214,57 @@ class TestRedirects:
             pytest.raises(AmplemarketConnectionError, match="no answer"),
         ):
             download(connect(server.url), "abc", target)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            None,
+            b"",
+            b"garbage\r\n\r\n",
+            raw(MP3, Content_Length="a, b"),
+            raw(MP3, Content_Length=str(2 * len(MP3))),
+            raw(MP3, Content_Length=None, Transfer_Encoding="chunked"),
+            raw(b"", 302, Location="/abc?signature=s3cret&again=1"),
+            raw(b"", 302, Location="https://[s3cret"),
+            raw(b"", 302, Location="https://127.0.0.1:s3cret/"),
+            raw(b"", 302, Location="http://example.com/?s3cret"),
+            raw(b"s3cret", 403),
+        ],
+    )
+    def test_an_address_that_may_be_signed_is_in_no_traceback_and_no_log(
+        self, connect: Connect, target: Path, answer: bytes | None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with RawServer(answer or b"") as away:
+            pass
+        with ExitStack() as stack:
+            if answer is not None:
+                away = stack.enter_context(RawServer(answer))
+            location = f"{away.url}/files/s3cret.mp3?signature=s3cret"
+            server = stack.enter_context(RawServer(raw(b"", 302, Location=location)))
+            with pytest.raises(AmplemarketError) as caught:
+                download(connect(server.url, timeout=2), "abc", target)
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+        assert "s3cret" not in everything_said(caught.value)
+        assert "s3cret" not in caplog.text
+
+    def test_neither_is_one_whose_answer_is_malformed(
+        self, connect: Connect, target: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        answer = raw(MP3).replace(b"\r\nConn", b"\r\nNo colon here\r\nConn")
+        with RawServer(answer) as away:
+            location = f"{away.url}/files/s3cret.mp3?signature=s3cret"
+            with RawServer(raw(b"", 302, Location=location)) as server:
+                download(connect(server.url), "abc", target)
+        assert f"Failed to parse headers (url={away.url})" in caplog.text
+        assert "s3cret" not in caplog.text
+
+    def test_neither_is_one_that_takes_too_long(self, connect: Connect, target: Path) -> None:
+        with Drips("header") as away:
+            location = raw(b"", 302, Location=f"{away.url}/files/s3cret.mp3?signature=s3cret")
+            with RawServer(location) as server, pytest.raises(AmplemarketConnectionError, match="not over") as caught:
+                download(connect(server.url, timeout=0.5), "abc", target)
+        assert "127.0.0.1" in str(caught.value)
+        assert "s3cret" not in everything_said(caught.value)
 
     @pytest.mark.parametrize(("body", "match"), [(b"", "empty"), (b"<html>", "text")])
     def test_what_another_host_sends_is_checked_as_well(
@@ -1139,6 +1276,64 @@ class TestRedirects:
             pytest.raises(InvalidRecordingError, match=match),
         ):
             download(connect(server.url), "abc", target)
+
+
+def dated(moment: datetime, body: bytes = b'{"calls": []}', **headers: str | None) -> bytes:
+    return raw(body, Date=format_datetime(moment, usegmt=True), **headers)
+
+
+class TestTheClock:
+    def read(self, connect: Connect, *answers: bytes) -> float:
+        with RawServer(*answers) as server:
+            hook = connect(server.url)
+            for _ in answers:
+                list(hook.iter_calls())
+        return hook.clock_skew
+
+    def test_nothing_is_known_before_the_first_answer(self, connect: Connect) -> None:
+        assert connect("http://127.0.0.1:9").clock_skew == 0.0
+
+    @pytest.mark.parametrize("behind", [60, 3600, -60])
+    def test_a_server_with_another_time_is_noticed(self, connect: Connect, behind: int) -> None:
+        found = self.read(connect, dated(datetime.now(UTC) - timedelta(seconds=behind)))
+        assert found == pytest.approx(behind, abs=5)
+
+    def test_a_server_with_the_same_time_is_not(self, connect: Connect) -> None:
+        with Sandbox(calls=make_calls(100, end=END)) as sandbox:
+            hook = connect(sandbox.url)
+            list(hook.iter_calls())
+        assert hook.clock_skew == 0.0
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            raw(b'{"calls": []}'),
+            raw(b'{"calls": []}', Date="yesterday"),
+            raw(b'{"calls": []}', Date="Sun, 99 Nov 1994 08:49:37 GMT"),
+            raw(b'{"calls": []}', Date=""),
+            dated(datetime(2026, 1, 1, tzinfo=UTC), Age="7"),
+        ],
+    )
+    def test_what_tells_no_time_is_ignored(self, connect: Connect, answer: bytes) -> None:
+        assert self.read(connect, answer) == 0.0
+
+    def test_errors_and_recordings_tell_it_too(self, connect: Connect, target: Path) -> None:
+        moment = datetime.now(UTC) - timedelta(hours=1)
+        for answer in dated(moment, b"").replace(b"200", b"404"), dated(moment, MP3):
+            with RawServer(answer) as server:
+                hook = connect(server.url)
+                with suppress(RecordingNotFoundError):
+                    download(hook, "abc", target)
+            assert hook.clock_skew == pytest.approx(3600, abs=5)
+
+    def test_another_host_does_not(self, connect: Connect, target: Path) -> None:
+        with (
+            RawServer(dated(datetime(2026, 1, 1, tzinfo=UTC), MP3)) as away,
+            RawServer(raw(b"", 302, Location=f"{away.url}/abc")) as server,
+        ):
+            hook = connect(server.url)
+            download(hook, "abc", target)
+        assert hook.clock_skew == 0.0
 
 
 class TestTestingTheConnection:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -22,6 +25,9 @@ from tests.hooks.test_amplemarket import KEY, RawServer, page, raw
 
 def certificate(directory: Path, address: str) -> Path:
     """Write a certificate that vouches for itself, with its private key, for a server at that address."""
+    server: x509.GeneralName = x509.DNSName(address)
+    with suppress(ValueError):
+        server = x509.IPAddress(ip_address(address))
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sandbox")])
     now = datetime.now(UTC)
@@ -29,7 +35,7 @@ def certificate(directory: Path, address: str) -> Path:
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([server]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -103,3 +109,32 @@ def test_an_authority_of_ones_own_is_named_in_the_environment(
     server[0].answers[:] = [raw(b"\xff\xfb\x90\x00" + bytes(400))]
     assert hook.download_recording("abc", tmp_path / "abc").size == 404
     assert [headers["Authorization"] for _, headers in server[0].seen] == [f"Bearer {KEY}"] * 2
+
+
+@pytest.mark.parametrize("server", ["xn--bcher-kva.example"], indirect=True)
+@pytest.mark.parametrize("name", ["bücher.example", "BÜCHER.example", "xn--bcher-kva.example"])
+def test_a_server_with_an_international_name_gets_the_key(
+    server: tuple[RawServer, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+    asked: list[object] = []
+
+    def as_dns_does(host: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append(host)
+        return look_up("127.0.0.1" if host == "xn--bcher-kva.example" else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", as_dns_does)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(server[1]))
+    base = server[0].url.replace("127.0.0.1", name)
+    connection = {"conn_type": "amplemarket", "host": base, "password": KEY}
+    monkeypatch.setenv("AIRFLOW_CONN_AMPLEMARKET_DEFAULT", json.dumps(connection))
+    server[0].answers[:] = [
+        page({"id": "a"}, _links={"next": {"href": f"{base}/calls?page=2"}}),
+        page({"id": "b"}),
+        raw(b"\xff\xfb\x90\x00" + bytes(400)),
+    ]
+    hook = AmplemarketHook()
+    assert [call["id"] for call in hook.iter_calls()] == ["a", "b"]
+    hook.download_recording("abc", tmp_path / "abc")
+    assert [headers["Authorization"] for _, headers in server[0].seen] == [f"Bearer {KEY}"] * 3
+    assert set(asked) == {"xn--bcher-kva.example"}
