@@ -6,6 +6,7 @@ import re
 import string
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from airflow_provider_amplemarket.calls import Call, is_plain_id, start_of
@@ -55,8 +56,8 @@ class Layout:
     Give every call its place, and find places among the keys that are there.
 
     :param key: a format string over the fields of a call, ``start_date`` being a datetime in UTC. It must
-        contain ``{id}``. Of the other fields' values what is not plain is replaced by ``_``, and a missing one
-        reads ``unknown``. Calls without a date go under ``undated/``.
+        contain ``{id}``, with some text between it and any other field. Of the other fields' values what is not
+        plain is replaced by ``_``, and a missing one reads ``unknown``. Calls without a date go under ``undated/``.
     :raises AmplemarketConfigurationError: when the key cannot work; the message says why.
     """
 
@@ -144,6 +145,9 @@ class _Template:
                 raise self._wrong(f"of the fields only start_date takes a format, not {name}")
         if "id" not in [name for _, name, _, _ in parsed]:
             raise self._wrong("it must contain {id}")
+        for (_, left, _, _), (between, right, _, _) in pairwise(parsed):
+            if left and not between and left != right and "id" in (left, right):
+                raise self._wrong(f"two calls could have one name; put a slash between {{{left}}} and {{{right}}}")
         return [(literal, name, spec or "") for literal, name, spec, _ in parsed]
 
     def _wrong(self, why: str) -> AmplemarketConfigurationError:

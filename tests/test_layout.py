@@ -70,6 +70,9 @@ def test_the_place_before_the_date_was_known_is_known() -> None:
         ("{answered}-{human}-{duration}/{id}", f"true-false-61/{ID}", f"true-false-61/{ID}.json", "true-false-61"),
         ("{{x}}/{id}.mp3", f"{{x}}/{ID}.mp3", f"{{x}}/{ID}.json", "{x}"),
         ("x={id}.mp3", f"x={ID}.mp3", f"x={ID}.json", ""),
+        ("{id}{{{user_id}.mp3", f"{ID}{{u-7.mp3", f"{ID}{{u-7.json", ""),
+        ("{{{id}}}.mp3", f"{{{ID}}}.mp3", f"{{{ID}}}.json", ""),
+        ("{direction}{user_id}/{id}", f"outboundu-7/{ID}", f"outboundu-7/{ID}.json", "outboundu-7"),
     ],
 )
 def test_a_key_is_made_of_the_call_s_fields(key: str, audio: str, sidecar: str, folder: str) -> None:
@@ -128,6 +131,10 @@ def test_a_call_without_a_plain_id_has_no_place(call_id: object) -> None:
         ("{start_date!s}/{id}", "only start_date takes a format"),
         ("{id:>9}", "only start_date takes a format"),
         ("{start_date:{id}}/{id}", "only start_date takes a format"),
+        ("{user_id}{id}.mp3", r"put a slash between \{user_id\} and \{id\}"),
+        ("{id}{duration}.mp3", r"put a slash between \{id\} and \{duration\}"),
+        ("{start_date:%Y-%m-%d}{id}.mp3", r"put a slash between \{start_date\} and \{id\}"),
+        ("{id}/{user_id}{id}", r"put a slash between \{user_id\} and \{id\}"),
         ("{id}.json", "the sidecars"),
         ("{id}.JSON", "the sidecars"),
         ("/{id}.mp3", "no relative path"),
@@ -191,7 +198,6 @@ def test_what_lies_undated_is_found(key: str) -> None:
         ("{start_date:%Y-%m-%d}-{id}.mp3", "direction", "outbound"),
         ("{disposition_name}-{id}.mp3", "disposition_name", "no-answer"),
         ("{user_id}_{id}.mp3", "user_id", "user_7"),
-        ("{direction}{id}.mp3", "direction", "outbound"),
     ],
 )
 def test_a_recording_is_found_where_the_id_follows_another_field(key: str, field: str, value: str) -> None:
@@ -251,3 +257,43 @@ def test_no_two_calls_share_a_place(key: str, one: Call, other: Call) -> None:
     assume(one["id"] != other["id"])
     places = [Layout(key).place(one), Layout(key).place(other)]
     assert len({name for place in places for name in (place.audio, place.sidecar)}) == 4
+
+
+literals = st.text("/-_.=ab{}", max_size=3).map(lambda text: text.replace("{", "{{").replace("}", "}}"))
+fields = st.sampled_from(["{id}", *(f"{{{name}}}" for name in FIELDS), "{start_date:%Y/%m}"])
+any_keys = st.lists(st.tuples(literals, fields), min_size=1, max_size=4).map(
+    lambda parts: "".join(literal + field for literal, field in parts) + ".mp3"
+)
+#: Values that look like parts of ids, so that a name could be read in two ways.
+tricky = st.text("01234567-_abcdef", max_size=4) | st.integers(0, 99)
+tricky_calls = st.builds(
+    lambda fields, start, call_id: {**fields, "start_date": start, "id": str(call_id)},
+    st.dictionaries(st.sampled_from(FIELDS), tricky),
+    starts,
+    st.uuids(),
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(any_keys, tricky_calls, tricky_calls)
+def test_no_two_calls_with_uuids_share_a_place_whatever_the_key(key: str, one: Call, other: Call) -> None:
+    assume(one["id"] != other["id"])
+    try:
+        layout = Layout(key)
+    except AmplemarketConfigurationError:
+        return
+    places = [layout.place(one), layout.place(other)]
+    assert len({name for place in places for name in (place.audio, place.sidecar)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "other"),
+    [
+        ("{duration}{id}.mp3", {"id": "1-a", "duration": 1}, {"id": "11-a", "duration": ""}),
+        ("{user_id}{id}.mp3", {"id": "c", "user_id": "ab"}, {"id": "bc", "user_id": "a"}),
+        ("{id}{duration}.mp3", {"id": "a", "duration": 12}, {"id": "a1", "duration": 2}),
+    ],
+)
+def test_a_key_that_could_give_two_calls_one_name_is_refused(key: str, one: Call, other: Call) -> None:
+    with pytest.raises(AmplemarketConfigurationError, match="two calls could have one name"):
+        Layout(key)
