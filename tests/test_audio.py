@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_amplemarket.audio import is_mpeg, is_text
+from airflow_provider_amplemarket.audio import MpegFrames, is_mpeg, is_text
 from tests import sandbox
+from tests.sandbox.recordings import id3, recording_of
 
 SAMPLES = sorted((Path(sandbox.__file__).parent / "audio").glob("*.mp3"))
 
@@ -106,3 +107,174 @@ def test_any_bytes_get_an_answer(head: bytes) -> None:
     assert is_mpeg(head) in (True, False)
     # Control characters have no place in text.
     assert not is_text(b"\x00" + head)
+
+
+# Whole streams of frames
+
+#: Length of one frame by version (3: MPEG-1, 2: MPEG-2, 0: MPEG-2.5), layer (3: I, 2: II, 1: III), four bits of the
+#: bit rate and two of the sampling rate; computed by hand from the standard's tables.
+LENGTHS = {
+    (3, 1, 9, 0): 417,  # 144 * 128,000 / 44,100
+    (3, 1, 14, 2): 1440,  # 144 * 320,000 / 32,000
+    (3, 2, 10, 1): 576,  # 144 * 192,000 / 48,000
+    (3, 3, 1, 0): 32,  # 12 * 32,000 / 44,100, times 4
+    (3, 3, 14, 2): 672,  # 12 * 448,000 / 32,000, times 4
+    (2, 1, 2, 2): 72,  # 72 * 16,000 / 16,000
+    (2, 1, 1, 1): 24,  # 72 * 8,000 / 24,000, the shortest there is
+    (2, 2, 8, 0): 417,  # 144 * 64,000 / 22,050
+    (2, 3, 7, 2): 336,  # 12 * 112,000 / 16,000, times 4
+    (0, 1, 8, 2): 576,  # 72 * 64,000 / 8,000
+    (0, 1, 3, 0): 156,  # 72 * 24,000 / 11,025
+    (0, 2, 14, 1): 1920,  # 144 * 160,000 / 12,000
+    (0, 3, 1, 1): 128,  # 12 * 32,000 / 12,000, times 4
+}
+
+
+def frames(count: int = 5, version: int = 3, layer: int = 1, bitrate: int = 9, sampling: int = 0) -> bytes:
+    """Write frames without padding, with noise in them that never looks like a header."""
+    noise = bytes(random.Random(7).choices(range(0xF0), k=LENGTHS[version, layer, bitrate, sampling] - 4))
+    return (frame(version, layer, bitrate, sampling) + noise) * count
+
+
+def padded(count: int = 1) -> bytes:
+    """Write frames that are one byte longer than those of ``frames``, and say so."""
+    header = bytearray(frame())
+    header[2] |= 0x02
+    return (bytes(header) + bytes(414)) * count
+
+
+def ape(size: int, has_header: bool = True) -> bytes:
+    """Write an APEv2 tag with so many bytes of items."""
+
+    def end(flags: int) -> bytes:
+        numbers = (2000, size + 32, 1, flags, 0, 0)
+        return b"APETAGEX" + b"".join(number.to_bytes(4, "little") for number in numbers)
+
+    flags = 0x80000000 if has_header else 0
+    return (end(flags | 0x20000000) if has_header else b"") + bytes(size) + end(flags)
+
+
+LYRICS2 = b"LYRICSBEGIN" + b"IND0000200" + b"000021" + b"LYRICS200"
+LYRICS1 = b"LYRICSBEGIN" + b"la la la" + b"LYRICSEND"
+ID3V1 = b"TAG" + bytes(125)
+
+
+def is_whole(body: bytes, chunk: int = 1000) -> bool:
+    walker = MpegFrames()
+    for start in range(0, len(body), chunk):
+        walker.feed(body[start : start + chunk])
+    return walker.is_whole
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
+def test_a_real_recording_is_whole_and_any_cut_within_a_frame_is_not(path: Path) -> None:
+    body = path.read_bytes()
+    assert is_whole(body)
+    # 16 kbit/s at 16 kHz: frames of 72 bytes each. A cut between two of them shows nothing.
+    for size in range(len(body)):
+        assert is_whole(body[:size], chunk=4096) == (size % 72 == 0 and size > 0), size
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 9, 10, 11, 71, 72, 73, 4096, 10**6])
+def test_it_does_not_matter_how_the_bytes_come(chunk: int) -> None:
+    body = b"".join(recording_of("one")) + ape(5) + LYRICS2 + ID3V1
+    assert is_whole(body, chunk)
+    assert not is_whole(body[:-1], chunk)
+    assert not is_whole(body[:-200], chunk)
+
+
+@pytest.mark.parametrize("variant", LENGTHS, ids=str)
+def test_every_kind_of_frame_has_its_length(variant: tuple[int, int, int, int]) -> None:
+    body = frames(5, *variant)
+    assert is_whole(body)
+    assert not is_whole(body[:-1])
+    assert not is_whole(body + b"\0")
+    assert not is_whole(body[:50] + body[51:])
+
+
+def test_padding_and_changing_bit_rates_are_followed() -> None:
+    assert is_whole(frames(2) + padded(3) + frames(1, 3, 1, 14, 2) + frames(1))
+    assert not is_whole(frames(2) + padded(3)[:-1])
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ID3V1,
+        b"TAG+" + bytes(223) + ID3V1,
+        ape(0),
+        ape(40),
+        ape(40, has_header=False),
+        ape(40) + ID3V1,
+        LYRICS1 + ID3V1,
+        LYRICS2 + ID3V1,
+        ape(7) + LYRICS2 + ID3V1,
+        id3("at the end"),
+    ],
+    ids=lambda tags: tags[:11].hex(),
+)
+def test_tags_may_follow_the_frames_and_must_be_whole(tags: bytes) -> None:
+    assert is_whole(id3("title") + frames() + tags)
+    assert not is_whole(frames() + tags[:-1])
+    assert not is_whole(frames() + b"?" + tags)
+    assert not is_whole(tags)
+
+
+def test_a_tag_with_a_footer_is_skipped_whole() -> None:
+    body = bytes(30)
+    tag = b"ID3\x04\x00\x10\x00\x00\x00" + bytes([len(body)]) + body + b"3DI\x04\x00\x10\x00\x00\x00\x1e"
+    assert is_whole(tag + frames())
+    assert not is_whole(tag)
+
+
+def test_a_tag_longer_than_the_rest_is_a_cut() -> None:
+    assert not is_whole(id3("title", padding=500)[:-1])
+    assert not is_whole(frames() + id3("title", padding=500)[:-1])
+    assert is_whole(id3("title", padding=500) + frames())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"ID3",
+        frame(),
+        b"ID3" + bytes(range(256)) * 40,
+        b"ID3\x03\x00\x00\xff\xff\xff\xff" + frames(),
+        frames() + frame(bitrate=0) + bytes(413) + frames(),  # the free format tells no length
+        frames() + frame(bitrate=15) + bytes(413) + frames(),
+        frames() + frame(sampling=3) + bytes(413) + frames(),
+        frames() + frame(version=1) + bytes(413) + frames(),
+        frames() + frame(layer=0) + bytes(413) + frames(),
+        frames(3) + bytes(417) + frames(3),
+        frames(3)[:-100] + bytes(100 + 417),  # a hole where the rest should be
+        b"\0" + frames(),
+        frames() + b"\0" * (2 * 1024**2) + ID3V1,
+        b"LYRICSEND",
+        frames() + b"LYRICSEND",
+        frames() + b"999999LYRICS200",
+        *TEXTS,
+        *SOUNDS,
+    ],
+    ids=lambda body: f"{len(body)}-{body[:6].hex()}",
+)
+def test_anything_else_is_not_whole(body: bytes) -> None:
+    assert not is_whole(body, chunk=100_000)
+
+
+@given(st.binary(max_size=300), st.integers(1, 50))
+def test_any_bytes_are_taken_and_frames_before_them_do_not_help(body: bytes, chunk: int) -> None:
+    assert is_whole(body, chunk) in (True, False)
+    # No tag ends with this byte, and no frame is as short.
+    assert not is_whole(frames() + b"x" * (len(body) % 20 + 1), chunk)
+
+
+def test_much_audio_takes_little_memory() -> None:
+    walker = MpegFrames()
+    for _ in range(50):
+        walker.feed(frames(100))
+    assert len(walker._rest) < 10
+    for _ in range(50):
+        walker.feed(bytes(100_000))
+    assert len(walker._rest) <= 1024**2 + 1
+    assert not walker.is_whole
