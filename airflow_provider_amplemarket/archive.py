@@ -6,30 +6,38 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ArchiveError
+from airflow_provider_amplemarket import background
+from airflow_provider_amplemarket.audio import MpegFrames
+from airflow_provider_amplemarket.exceptions import ArchiveError
 from airflow_provider_amplemarket.layout import Layout, Place
+from airflow_provider_amplemarket.probes import PROBES
 from airflow_provider_amplemarket.staging import staging
+from airflow_provider_amplemarket.storage import open_storage
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 #: Folder in a local archive where files lie until they are whole.
 STAGING = ".staging"
+#: Begins the names of the objects that say whether the archive can be written.
 WRITE_CHECK = ".amplemarket-write-check"
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _CHUNK = 8 * 1024**2
 #: S3 takes no smaller parts. One at a time, as each is in memory twice while it is sent.
@@ -40,7 +48,32 @@ _UPLOAD_PATIENCE = 120.0
 _SLOWEST_UPLOAD = 100_000
 #: Seconds for anything else that the store is asked for; a listing may have many pages.
 _PATIENCE = 600.0
+#: Seconds more for fsspec to say by itself that the time is over.
+_GRACE = 5.0
 _READERS = 16
+
+#: How stores say that an object is there and stays as it is. In the words of Google's retention and holds and of its
+#: users who may not delete, of Azure's immutability and of its tokens that may only create, of R2 and of MinIO.
+_PROTECTED = re.compile(
+    r"cannot be (deleted|overwritten)|storage\.objects\.delete access|immutable due to|BlobImmutableDueTo"
+    r"|UnauthorizedBlobOverwrite|blob overwrites|ObjectLockedByBucketPolicy|by the bucket policy|by object lock"
+)
+
+
+@dataclass(frozen=True)
+class Digest:
+    """
+    What an object is found to be when it is read.
+
+    :param size: in bytes.
+    :param sha256: in hexadecimal.
+    :param is_whole: whether it is MPEG audio whose frames run to the end; False for other audio, of which nothing
+        is known.
+    """
+
+    size: int
+    sha256: str
+    is_whole: bool
 
 
 @dataclass(frozen=True)
@@ -92,18 +125,20 @@ class Archive:
     """
 
     def __init__(self, path: str, conn_id: str | None = None, layout: Layout | None = None) -> None:
-        if "://" not in str(path):  # not what a template of nothing renders, nor a folder of whatever worker it is
-            raise AmplemarketConfigurationError(
-                f"path={path!r} must begin with a scheme: s3://, gs://, abfs:// or file:///"
-            )
-        try:
-            # Before 3.2, Airflow prefers a None given here to the connection that the path names.
-            given = {"conn_id": conn_id} if conn_id else {}
-            self.path = ObjectStoragePath(str(path), **given)
-            self.fs: AbstractFileSystem = self.path.fs
-        except (ImportError, ValueError) as error:
-            raise AmplemarketConfigurationError(f"path={path!r} cannot be used: {error}") from error
+        self.path = open_storage(path, conn_id)
+        self.fs: AbstractFileSystem = self.path.fs
         self.layout = layout or Layout()
+        # A plain value, because a signal's handler may set it, which must not wait for a lock.
+        self._is_aborted = False
+
+    def abort(self) -> None:
+        """
+        Let everything that the archive is asked for, by whatever thread, end within a second with an ArchiveError.
+
+        What is under way is abandoned: an upload may still become visible, whole, and nothing is begun any more. This
+        may be called from a signal's handler, and again; there is no way back.
+        """
+        self._is_aborted = True
 
     @cached_property
     def _root(self) -> str:
@@ -125,7 +160,7 @@ class Archive:
         return self.is_local or bool(self._protocols & {"s3", "gs", "abfs"})
 
     def uri(self, key: str) -> str:
-        """Answer the path of an object as Airflow's ObjectStoragePath takes it."""
+        """Return the path of an object as Airflow's ObjectStoragePath takes it."""
         return str(self.path / key)
 
     def staging(self) -> AbstractContextManager[Path]:
@@ -175,47 +210,54 @@ class Archive:
 
     def check_writable(self) -> None:
         """
-        Write a small object and remove it again.
+        Find out whether the archive takes objects, leaving none where that can be.
 
-        :raises ArchiveError: when the archive takes none.
+        :raises ArchiveError: when it takes none.
         """
         try:
-            with self.staging() as directory:
-                probe = directory / WRITE_CHECK
-                probe.write_bytes(bytes(65536))  # a full disk still takes an empty file
-                self._put(probe, WRITE_CHECK, "application/octet-stream", _UPLOAD_PATIENCE)
+            self._ask(self._check_writable, 3 * _UPLOAD_PATIENCE)
+        except ArchiveError:
+            raise
         except Exception as error:
             raise ArchiveError(
                 f"The archive {self.path} cannot be written ({type(error).__name__}: {error}). Check path and "
                 "storage_conn_id, that the bucket exists and that the connection may write to it."
             ) from error
-        try:
-            self.fs.rm_file(self._full(WRITE_CHECK), **self._patience(_PATIENCE))
-        except Exception:  # an archive that nobody may delete from is a good archive
-            return
 
     def publish(self, local: Path, key: str, content_type: str) -> None:
         """
         Make a local file an object of the archive: all of it at once, or nothing.
 
-        Tries again where the storage fails for a moment. On a local archive the file is moved.
+        Tries again where the storage fails for a moment. On a local archive the file is moved. Where an object of that
+        name is there already and may not be overwritten, the same bytes are as good.
 
         :raises ArchiveError: when the storage does not take it.
         """
         size = local.stat().st_size
         timeout = _UPLOAD_PATIENCE + size / _SLOWEST_UPLOAD
         retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._is_worth_another_try),
             # An upload that does not end in its time is tried twice more, and not for hours.
             stop=tenacity.stop_after_attempt(_UPLOAD_ATTEMPTS) | tenacity.stop_after_delay(2.5 * timeout),
             wait=tenacity.wait_exponential(multiplier=0.5, max=8),
             reraise=True,
         )
         try:
-            retrying(self._put, local, key, content_type, timeout)
+            retrying(self._ask, lambda: self._put(local, key, content_type, timeout), timeout)
             self.fs.invalidate_cache()
-            stored = self.fs.info(self._full(key), **self._patience(_PATIENCE))["size"]
+            stored = self._ask(lambda: self.fs.info(self._full(key), **self._patience(_PATIENCE))["size"], _PATIENCE)
+        except ArchiveError:
+            raise
         except Exception as error:
-            raise ArchiveError(f"{self.uri(key)} could not be written ({type(error).__name__}: {error})") from error
+            if not _is_protection(error):
+                raise ArchiveError(f"{self.uri(key)} could not be written ({type(error).__name__}: {error})") from error
+            if not self._has(key, local):
+                raise ArchiveError(
+                    f"{self.uri(key)} is there already and the bucket does not let it be replaced, because of "
+                    "retention, immutability, a hold, or a connection that may not delete "
+                    f"({type(error).__name__}: {error})"
+                ) from error
+            return
         if stored != size:
             raise ArchiveError(f"{self.uri(key)} has {stored} bytes after {size} were written")
 
@@ -232,19 +274,90 @@ class Archive:
         self.publish(local, place.sidecar, "application/json")
         local.unlink(missing_ok=True)
 
-    def digest(self, key: str) -> tuple[int, str]:
-        """Answer size and SHA-256 of an object, reading it once."""
-        size, digest = 0, hashlib.sha256()
-        with self.fs.open(self._full(key), "rb") as file:
+    def digest(self, key: str) -> Digest:
+        """
+        Read an object once and return what it is.
+
+        :raises ArchiveError: when it cannot be read, or not in ten minutes.
+        """
+        try:
+            return self._ask(lambda: self._read(key), _PATIENCE)
+        except ArchiveError:
+            raise
+        except Exception as error:
+            raise ArchiveError(f"{self.uri(key)} could not be read ({type(error).__name__}: {error})") from error
+
+    def _read(self, key: str) -> Digest:
+        deadline = time.monotonic() + _PATIENCE
+        size, sha256, frames = 0, hashlib.sha256(), MpegFrames()
+        with self.fs.open(self._full(key), "rb", block_size=_CHUNK) as file:
             while chunk := file.read(_CHUNK):
+                self._check_aborted()
+                if time.monotonic() > deadline:  # nobody waits for it any more
+                    raise TimeoutError("it takes too long")
                 size += len(chunk)
-                digest.update(chunk)
-        return size, digest.hexdigest()
+                sha256.update(chunk)
+                frames.feed(chunk)
+        return Digest(size, sha256.hexdigest(), frames.is_whole)
+
+    def _has(self, key: str, local: Path) -> bool:
+        """Tell whether an object has the bytes of a local file."""
+        with local.open("rb") as file:
+            return self.digest(key).sha256 == hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _check_writable(self) -> None:
+        with self.staging() as directory:
+            probe = directory / WRITE_CHECK
+            probe.write_bytes(bytes(65536))  # a full disk still takes an empty file
+            if self.is_local or not self._begin_upload():
+                self._put_probe(probe)
+
+    def _begin_upload(self) -> bool:
+        """Begin an upload and give it up, where the store knows how; tell whether it let us."""
+        for protocol in self._protocols & PROBES.keys():
+            try:
+                PROBES[protocol](self.fs, self._full(_fresh_name()), _UPLOAD_PATIENCE)
+            except TimeoutError:  # fsspec's has no text
+                raise TimeoutError(
+                    f"no upload could be begun within {_UPLOAD_PATIENCE:.0f} s; "
+                    "check that the storage connection's endpoint can be reached from the worker"
+                ) from None
+            except Exception:  # not permitted, or not supported: an object will tell
+                return False
+            return True
+        return False
+
+    def _put_probe(self, probe: Path) -> None:
+        """Put an object under a name that none has ever had, and remove it where that may be."""
+        name = _fresh_name()
+        try:
+            self._put(probe, name, "application/octet-stream", _UPLOAD_PATIENCE)
+        except Exception as error:
+            if not _is_protection(error):
+                raise
+        with suppress(Exception):  # an archive that nobody may delete from is a good archive
+            self.fs.rm_file(self._full(name), **self._patience(_UPLOAD_PATIENCE))
+
+    def _is_worth_another_try(self, error: BaseException) -> bool:
+        # What Airflow raises in the main thread when the task's time is over is no Exception.
+        return isinstance(error, Exception) and not self._is_aborted and not _is_protection(error)
+
+    def _ask(self, function: Callable[[], T], seconds: float) -> T:
+        """Return what the store answers, and wait no longer than so many seconds, nor after abort()."""
+        (answer,) = self._ask_each(lambda _: function(), [None], seconds)
+        return answer
+
+    def _ask_each(self, function: Callable[[T], R], items: Iterable[T], seconds: float) -> list[R]:
+        self._check_aborted()
+        return background.each(function, items, threads=_READERS, patience=seconds + _GRACE, check=self._check_aborted)
+
+    def _check_aborted(self) -> None:
+        if self._is_aborted:
+            raise ArchiveError(f"The archive {self.path} is not used any more, because the task was told to stop")
 
     def _entries(self, places: list[Place], sizes: Mapping[str, int]) -> dict[str, Entry]:
-        with ThreadPoolExecutor(_READERS) as readers:
-            present = [place.sidecar for place in places if place.sidecar in sizes]
-            records = dict(zip(present, readers.map(self._record, present), strict=True))
+        present = [place.sidecar for place in places if place.sidecar in sizes]
+        records = dict(zip(present, self._ask_each(self._record, present, _PATIENCE), strict=True))
         return {place.audio: Entry(place, sizes.get(place.audio), records.get(place.sidecar)) for place in places}
 
     def _record(self, key: str) -> Mapping[str, Any] | None:
@@ -257,11 +370,14 @@ class Archive:
         return record if isinstance(record, dict) else None
 
     def _list(self, folder: str) -> dict[str, int]:
-        """Answer the sizes of all objects in a folder, by key; what was listed before must have been forgotten."""
+        """Return the sizes of all objects in a folder, by key; what was listed before must have been forgotten."""
         try:
-            found = self.fs.find(self._full(folder), detail=True, **self._patience(_PATIENCE))
+            options = self._patience(_PATIENCE)
+            found = self._ask(lambda: self.fs.find(self._full(folder), detail=True, **options), _PATIENCE)
         except FileNotFoundError:
             return {}
+        except ArchiveError:
+            raise
         except Exception as error:
             raise ArchiveError(
                 f"{self.uri(folder) if folder else self.path} could not be listed ({type(error).__name__}: {error})"
@@ -320,3 +436,16 @@ def _move(local: Path, target: Path) -> None:
         # The folder is on another disk than the root: once more on that one.
         with staging(target.parent / STAGING) as directory:
             _move(Path(shutil.copyfile(local, directory / "copy")), target)
+
+
+def _fresh_name() -> str:
+    return f"{WRITE_CHECK}-{uuid.uuid4().hex}"
+
+
+def _is_protection(error: BaseException | None) -> bool:
+    """Tell whether a store refuses to replace what is there; some of the clients hide its words in the context."""
+    while error is not None:
+        if _PROTECTED.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

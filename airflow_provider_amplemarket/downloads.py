@@ -123,18 +123,29 @@ class Downloads:
         """
         Commit recordings whose audio lies in the archive without its sidecar: their writer died in between.
 
-        Audio is published whole or not at all, so this saves the permit of asking for it again.
+        Audio is published whole or not at all, so this saves the permit of asking for it again; what is not seen to be
+        whole, by its frames and by the length on record, is asked for again all the same.
         """
         found = [item for item in plan.having(MISSING) if item.entry.is_uncommitted]
         if not found or not self.archive.publishes_whole:
             return
         with self.archive.staging() as directory:
             for item in found:
-                place = item.entry.place
-                size, sha256 = self.archive.digest(place.audio)
-                record = self._record(item, STORED, key=place.audio, size=size, sha256=sha256, adopted=True)
+                place, digest = item.entry.place, self.archive.digest(item.entry.place.audio)
+                expected = (item.entry.record or {}).get("content_length")
+                if not digest.is_whole or expected not in (None, digest.size):
+                    log.warning(
+                        "Found %s without its sidecar; it is not adopted: its %d bytes are not known to be whole%s",
+                        self.archive.uri(place.audio),
+                        digest.size,
+                        f", as {expected} were promised" if expected is not None else "",
+                    )
+                    continue
+                record = self._record(
+                    item, STORED, key=place.audio, size=digest.size, sha256=digest.sha256, adopted=True
+                )
                 self.archive.write_record(place, record, directory)
-                plan.set(Item(item.call, Entry(place, size, record)), STORED)
+                plan.set(Item(item.call, Entry(place, digest.size, record)), STORED)
                 log.info("Found %s without its sidecar; written now", self.archive.uri(place.audio))
 
     def _run(

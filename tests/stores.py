@@ -119,6 +119,54 @@ class Relay:
         return False
 
 
+class MuteServer:
+    """Takes connections and never comes to an end with them.
+
+    :param way: ``silent`` takes all that is sent and answers nothing; ``drips`` answers as slowly as a byte a second;
+        ``sips`` takes what is sent as slowly.
+    """
+
+    def __init__(self, way: str) -> None:
+        self._way = way
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.port = int(self._listener.getsockname()[1])
+        self.reached = threading.Event()
+        self._clients: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def connections(self) -> int:
+        """How many there were."""
+        return len(self._clients)
+
+    def close(self) -> None:
+        _shut(self._listener, *self._clients)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._clients.append(client)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            if self._way == "drips":
+                threading.Thread(target=self._drip, args=(client,), daemon=True).start()
+            while client.recv(1 if self._way == "sips" else 65536):
+                self.reached.set()
+                if self._way == "sips":
+                    time.sleep(1)
+
+    def _drip(self, client: socket.socket) -> None:
+        self.reached.wait()
+        with contextlib.suppress(OSError):
+            for number in b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 1000:
+                client.send(bytes([number]))
+                time.sleep(1)
+
+
 def _shut(*sockets: socket.socket) -> None:
     for each in sockets:
         with contextlib.suppress(OSError):
@@ -259,6 +307,47 @@ def s3_store(name: str, port: int, relay: Relay) -> Store:
         connections={conn_id: aws_connection(f"http://127.0.0.1:{relay.port}")},
         relay=relay,
     )
+
+
+@contextmanager
+def write_once(*, takes_parts: bool = True) -> Iterator[str]:
+    """Run an S3 server that replaces and deletes nothing, as a bucket under retention does that keeps no versions.
+
+    It is moto's with a door before it; the words are those of Google's XML API.
+
+    :param takes_parts: Whether uploads in parts may be begun.
+    :return: Its URL.
+    """
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    moto = DomainDispatcherApplication(create_backend_app)
+    taken: set[str] = set()
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        method, path, query = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+        is_of_upload = "uploadId" in query
+        creates = path.count("/") > 1 and (method, is_of_upload) in (("PUT", False), ("POST", True))
+        begins_parts = method == "POST" and query.startswith("uploads")
+        deletes = query == "delete" or (method, is_of_upload) == ("DELETE", False)
+        if deletes or (creates and path in taken) or (begins_parts and not takes_parts):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            words = "The object is subject to bucket's retention policy and cannot be deleted or overwritten"
+            return [f"<Error><Code>AccessDenied</Code><Message>{words}</Message></Error>".encode()]
+        if creates:
+            taken.add(path)
+        return moto(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, application, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        s3_client(endpoint).create_bucket(Bucket=BUCKET)
+        yield endpoint
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager

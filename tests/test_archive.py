@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,22 @@ import pytest
 import tenacity
 
 from airflow_provider_amplemarket import archive as module
-from airflow_provider_amplemarket.archive import STAGING, WRITE_CHECK, Archive, Entry
-from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ArchiveError
+from airflow_provider_amplemarket.archive import STAGING, WRITE_CHECK, Archive, Digest, Entry
+from airflow_provider_amplemarket.exceptions import ArchiveError
 from airflow_provider_amplemarket.layout import Layout, Place
-from tests.stores import STORES, Kind, Relay, Store, aws_connection, demanding_credentials, endpoint_of, s3_client
+from tests.stores import (
+    BUCKET,
+    STORES,
+    Kind,
+    MuteServer,
+    Relay,
+    Store,
+    aws_connection,
+    demanding_credentials,
+    endpoint_of,
+    s3_client,
+    write_once,
+)
 
 # gcsfs hands aiohttp whole chunks; those are small enough here.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning")
@@ -87,6 +100,13 @@ def publish(archive: Archive, key: str, data: bytes = AUDIO, content_type: str =
         archive.publish(local, key, content_type)
 
 
+def s3_archive(endpoint: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    """Return an archive on an S3 server of this machine."""
+    conn_id = f"aws_{endpoint.rpartition(':')[2]}"
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", aws_connection(endpoint))
+    return Archive(f"s3://{conn_id}@{BUCKET}/{folder}")
+
+
 def commit(archive: Archive, where: Place, **record: Any) -> None:
     with archive.staging() as directory:
         archive.write_record(where, record, directory)
@@ -97,6 +117,10 @@ def listing(archive: Archive) -> set[str]:
     root = archive.fs._strip_protocol(archive.path.path)
     # Some stores go on to list a folder that has nothing in it any more.
     return {name.removeprefix(f"{root}/") for name in archive.fs.find(root) if name.rstrip("/") != root}
+
+
+def digest_of(data: bytes, is_whole: bool = False) -> Digest:
+    return Digest(len(data), hashlib.sha256(data).hexdigest(), is_whole)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, target: object, name: str) -> list[Any]:
@@ -117,7 +141,7 @@ class TestEveryStore:
     def test_published_object_is_there_byte_for_byte(self, archive: Archive, store: Store, folder: str) -> None:
         publish(archive, place().audio)
         assert archive.fs.cat_file(f"{archive.path.path}/{place().audio}") == AUDIO
-        assert archive.digest(place().audio) == (len(AUDIO), hashlib.sha256(AUDIO).hexdigest())
+        assert archive.digest(place().audio) == digest_of(AUDIO)
         assert store.head(f"{folder}/{place().audio}")[0] == len(AUDIO)
 
     def test_objects_have_their_content_type(self, archive: Archive, store: Store, folder: str) -> None:
@@ -129,7 +153,7 @@ class TestEveryStore:
     def test_object_of_many_parts_is_whole(self, archive: Archive, store: Store, folder: str) -> None:
         data = os.urandom(MIB) * 19 + b"end"
         publish(archive, place().audio, data)
-        assert archive.digest(place().audio) == (len(data), hashlib.sha256(data).hexdigest())
+        assert archive.digest(place().audio) == digest_of(data)
         assert store.head(f"{folder}/{place().audio}")[1] in (None, "audio/mpeg")
 
     def test_publishing_again_replaces(self, archive: Archive) -> None:
@@ -270,15 +294,28 @@ class TestEveryStore:
         archive.check_writable()
         assert listing(archive) == {place().audio}
 
-    def test_archive_that_nobody_may_delete_from_is_writable(
+    def test_check_uploads_nothing(self, archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+        puts = counted(monkeypatch, archive.fs, "put_file")
+        archive.check_writable()
+        assert puts == []
+
+    def test_where_no_upload_can_be_begun_and_nothing_deleted_each_check_has_a_name_of_its_own(
         self, archive: Archive, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(path: str) -> None:
+        if archive.is_local:
+            pytest.skip("there are no uploads here")
+
+        def refuse(path: str, **kwargs: Any) -> None:
             raise PermissionError(path)
 
+        monkeypatch.setattr(module, "PROBES", {})
         monkeypatch.setattr(archive.fs, "rm_file", refuse)
         archive.check_writable()
-        assert listing(archive) == {WRITE_CHECK}
+        archive.check_writable()
+        names = listing(archive)
+        assert len(names) == 2
+        assert all(name.startswith(f"{WRITE_CHECK}-") for name in names)
+        assert archive.entries([place()]) == {place().audio: Entry(place())}
 
     def test_missing_bucket_is_not_writable(self, store: Store) -> None:
         if store.missing is None:
@@ -314,7 +351,7 @@ class TestEveryStore:
         assert tries == [1, 2, 3, 4]
         assert naps == sorted(naps)
         assert len(naps) == 3
-        assert archive.digest(place().audio) == (len(AUDIO), hashlib.sha256(AUDIO).hexdigest())
+        assert archive.digest(place().audio) == digest_of(AUDIO)
 
     @pytest.mark.parametrize("size", [3, 12], ids=["one-request", "many-parts"])
     def test_upload_survives_cut_connections(
@@ -327,7 +364,7 @@ class TestEveryStore:
         relay.cut(after=2 * MIB, times=2)
         publish(archive, place().audio, data)
         assert relay.cut_off == 2
-        assert archive.digest(place().audio) == (len(data), hashlib.sha256(data).hexdigest())
+        assert archive.digest(place().audio) == digest_of(data)
 
     @pytest.mark.parametrize("size", [3, 12], ids=["one-request", "many-parts"])
     def test_upload_that_stalls_is_tried_again(
@@ -341,7 +378,7 @@ class TestEveryStore:
         relay.hold(after=MIB)
         publish(archive, place().audio, data)
         assert len(naps) == 1
-        assert archive.digest(place().audio) == (len(data), hashlib.sha256(data).hexdigest())
+        assert archive.digest(place().audio) == digest_of(data)
 
     def test_upload_that_stalls_again_is_an_error_that_says_so(
         self, archive: Archive, relay: Relay, monkeypatch: pytest.MonkeyPatch, naps: list[float]
@@ -501,7 +538,7 @@ class TestEveryStore:
         visible = {key for key in listing(archive) if not key.startswith(STAGING)}
         assert visible == ({place().audio} if is_there else set())
         if is_there:
-            assert archive.digest(place().audio) == (len(AUDIO), hashlib.sha256(AUDIO).hexdigest())
+            assert archive.digest(place().audio) == digest_of(AUDIO)
             archive.fs.rm_file(f"{archive.path.path}/{place().audio}")
         assert archive.entries([place()])[place().audio] == Entry(place())
         (left,) = leftovers(archive, tmp_path)
@@ -606,16 +643,254 @@ class TestS3:
         assert archive.entries([place()])[place().audio].is_stored
         assert archive.search(["one"])["one"].is_stored
 
+    @pytest.fixture
+    def client(self, store: Store) -> Any:
+        if store.name != "moto":
+            pytest.skip("only moto keeps versions")
+        return s3_client(endpoint_of(store))
 
-@pytest.mark.parametrize("path", ["", "  ", "\n"])
-def test_empty_path_is_refused(path: str) -> None:
-    with pytest.raises(AmplemarketConfigurationError, match="must begin with a scheme"):
-        Archive(path)
+    def test_checks_leave_nothing_in_a_bucket_with_object_lock(self, store: Store, client: Any) -> None:
+        client.create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)
+        lock = {"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": {"Mode": "COMPLIANCE", "Days": 1}}}
+        client.put_object_lock_configuration(Bucket="locked", ObjectLockConfiguration=lock)
+        (conn_id,) = store.connections
+        archive = Archive("s3://locked", conn_id=conn_id)
+        archive.check_writable()
+        archive.check_writable()
+        told = client.list_object_versions(Bucket="locked")
+        assert told.get("Versions", []) + told.get("DeleteMarkers", []) == []
+        assert client.list_multipart_uploads(Bucket="locked").get("Uploads", []) == []
+        # A sidecar may change its status, which makes a new version.
+        commit(archive, place(), status="failed")
+        commit(archive, place(), status="stored")
+        assert archive.entries([place()])[place().audio].record == {"status": "stored"}
+        assert len(client.list_object_versions(Bucket="locked")["Versions"]) == 2
+
+    def test_checks_leave_nothing_where_deleting_is_denied(self, store: Store, client: Any) -> None:
+        client.create_bucket(Bucket="kept")
+        deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject", "Resource": "arn:aws:s3:::kept/*"}
+        client.put_bucket_policy(Bucket="kept", Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
+        (conn_id,) = store.connections
+        archive = Archive("s3://kept", conn_id=conn_id)
+        archive.check_writable()
+        archive.check_writable()
+        assert client.list_objects_v2(Bucket="kept").get("KeyCount") == 0
+        publish(archive, place().audio)
+        with pytest.raises(PermissionError):
+            archive.fs.rm_file(archive._full(place().audio))
 
 
-def test_unknown_protocol_is_refused() -> None:
-    with pytest.raises(AmplemarketConfigurationError, match=r"path='nowhere://bucket/x' cannot be used: .*nowhere"):
-        Archive("nowhere://bucket/x")
+class TestWriteOnce:
+    """What matters on a store that replaces and deletes nothing."""
+
+    @pytest.fixture(params=[True, False], ids=["parts", "no-parts"])
+    def endpoint(self, request: pytest.FixtureRequest) -> Iterator[str]:
+        with write_once(takes_parts=request.param) as endpoint:
+            yield endpoint
+
+    @pytest.fixture
+    def archive(self, endpoint: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> Archive:
+        return s3_archive(endpoint, folder, monkeypatch)
+
+    def test_every_run_finds_it_writable(self, archive: Archive) -> None:
+        for _ in range(3):
+            archive.check_writable()
+
+    def test_what_is_there_with_the_same_bytes_is_published(self, archive: Archive) -> None:
+        data = os.urandom(3 * MIB)
+        publish(archive, place().audio, data)
+        publish(archive, place().audio, data)
+        assert archive.digest(place().audio) == digest_of(data)
+
+    def test_other_bytes_are_refused_at_once_in_plain_words(self, archive: Archive, naps: list[float]) -> None:
+        publish(archive, place().audio, b"first")
+        with pytest.raises(ArchiveError, match=r"one\.mp3 is there already and .* not let it be replaced, .*retention"):
+            publish(archive, place().audio, b"other")
+        assert naps == []
+        assert archive.fs.cat_file(archive._full(place().audio)) == b"first"
+
+    def test_sidecar_that_would_change_its_status_is_refused_in_plain_words(self, archive: Archive) -> None:
+        commit(archive, place(), status="failed")
+        with pytest.raises(
+            ArchiveError, match=r"one\.json is there already and the bucket does not let it be replaced"
+        ):
+            commit(archive, place(), status="stored")
+        assert archive.entries([place()])[place().audio].record == {"status": "failed"}
+
+    def test_upload_whose_answer_is_lost_is_no_failure(
+        self, archive: Archive, monkeypatch: pytest.MonkeyPatch, naps: list[float]
+    ) -> None:
+        put_file = archive.fs.put_file
+
+        def lose_the_answer(*args: Any, **kwargs: Any) -> None:
+            monkeypatch.undo()
+            put_file(*args, **kwargs)
+            raise OSError("connection reset")
+
+        monkeypatch.setattr(archive.fs, "put_file", lose_the_answer)
+        publish(archive, place().audio)
+        assert archive.digest(place().audio) == digest_of(AUDIO)
+
+
+def hidden(error: Exception, behind: Exception) -> Exception:
+    """Return an error as a client raises it while it handles another one."""
+    error.__context__ = behind
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(
+            "Forbidden: https://storage/o\nObject 'b/k' is subject to bucket's retention policy or object retention "
+            "and cannot be deleted or overwritten until 2027-01-01T00:00:00-08:00"
+        ),
+        OSError(
+            "Forbidden: Object 'b/k' is subject to bucket's retention policy and cannot be deleted, overwritten or"
+        ),
+        OSError("Object 'b/k' is under active Temporary hold and cannot be deleted, overwritten or archived until"),
+        OSError("a@b.iam.gserviceaccount.com does not have storage.objects.delete access to the Google Cloud Storage"),
+        hidden(
+            FileExistsError("File already exists!"),
+            Exception("This operation is not permitted as the blob is immutable due to a policy."),
+        ),
+        hidden(FileExistsError("File already exists!"), Exception("ErrorCode:BlobImmutableDueToLegalHold")),
+        Exception("This request is not authorized to perform blob overwrites.\nErrorCode:UnauthorizedBlobOverwrite"),
+        OSError(5, "Object is WORM protected and cannot be overwritten"),
+        OSError(5, "The object is locked by the bucket policy."),
+        PermissionError("Access Denied because object protected by object lock."),
+    ],
+)
+def test_words_of_a_store_that_protects_what_is_there(error: Exception) -> None:
+    assert module._is_protection(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("s3://bucket/retention/immutable/object-lock/hold/one.mp3: connection reset"),
+        PermissionError("Access Denied"),
+        OSError("Forbidden: a@b does not have storage.objects.create access to the Google Cloud Storage object."),
+        FileExistsError("File already exists!"),
+        TimeoutError(),
+    ],
+)
+def test_other_words_of_a_store(error: Exception) -> None:
+    assert not module._is_protection(error)
+
+
+class Stop(BaseException):
+    """What Airflow raises in the main thread when a task's time is over."""
+
+
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+    """Raise Stop in the main thread when the time is over, as Airflow does; it must come out of the block soon."""
+
+    def ring(*_: object) -> None:
+        raise Stop
+
+    before = signal.signal(signal.SIGALRM, ring)
+    begin = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        with pytest.raises(Stop):
+            yield
+        assert time.monotonic() - begin < seconds + 10
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class TestStopping:
+    """A task that is told to stop is gone soon, whatever the store does."""
+
+    @pytest.fixture(params=["silent", "drips", "sips"])
+    def server(self, request: pytest.FixtureRequest) -> Iterator[MuteServer]:
+        server = MuteServer(request.param)
+        yield server
+        server.close()
+
+    @pytest.fixture
+    def hanging(self, server: MuteServer, folder: str, monkeypatch: pytest.MonkeyPatch) -> Archive:
+        return s3_archive(f"http://127.0.0.1:{server.port}", folder, monkeypatch)
+
+    @pytest.mark.parametrize(
+        "work",
+        [
+            lambda archive: publish(archive, place().audio, bytes(3 * MIB)),
+            lambda archive: publish(archive, place().audio, bytes(12 * MIB)),
+            lambda archive: commit(archive, place(), status="stored"),
+            lambda archive: archive.entries([place()]),
+            lambda archive: archive.search(["one"]),
+            lambda archive: archive.digest(place().audio),
+            lambda archive: archive.check_writable(),
+        ],
+        ids=["publish", "publish-parts", "write_record", "entries", "search", "digest", "check_writable"],
+    )
+    def test_whatever_is_asked_for_ends_soon_after_abort(
+        self, hanging: Archive, server: MuteServer, work: Callable[[Archive], Any]
+    ) -> None:
+        with ThreadPoolExecutor(1) as threads:
+            working = threads.submit(work, hanging)
+            wait_for(server.reached.is_set)
+            begin = time.monotonic()
+            hanging.abort()
+            with pytest.raises(ArchiveError, match="not used any more, because the task was told to stop"):
+                working.result()
+        assert time.monotonic() - begin < 10
+
+    def test_nothing_is_begun_after_abort(self, hanging: Archive, server: MuteServer) -> None:
+        hanging.abort()
+        hanging.abort()
+        for work in (
+            lambda: publish(hanging, place().audio),
+            lambda: commit(hanging, place(), status="stored"),
+            lambda: hanging.entries([place()]),
+            lambda: hanging.digest(place().audio),
+            lambda: hanging.check_writable(),
+        ):
+            with pytest.raises(ArchiveError, match="told to stop"):
+                work()
+        assert server.connections == 0
+
+    def test_nothing_is_tried_again_after_abort(self, local: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+        tries = fail_uploads(monkeypatch, local, times=99)
+        monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: local.abort())
+        with pytest.raises(ArchiveError, match="told to stop"):
+            publish(local, place().audio)
+        assert tries == [1]
+
+    def test_readers_do_not_keep_the_main_thread(
+        self, archive: Archive, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        places = [place(f"call-{number}") for number in range(40)]
+        for where in places:
+            commit(archive, where, status="stored")
+        list_folder = archive._list
+
+        def list_and_fall_silent(folder: str) -> dict[str, int]:
+            sizes = list_folder(folder)
+            relay.hold(after=0)
+            return sizes
+
+        monkeypatch.setattr(archive, "_list", list_and_fall_silent)
+        with stopped_after(2):
+            archive.entries(places)
+        archive.abort()  # lest the readers go on in other tests
+
+    def test_upload_does_not_keep_the_main_thread(self, hanging: Archive) -> None:
+        with stopped_after(2):
+            publish(hanging, place().audio)
+        hanging.abort()
+
+    def test_what_was_abandoned_does_not_keep_the_process(self, server: MuteServer, hanging: Archive) -> None:
+        with child(STOP, str(hanging.path), place().audio) as process:
+            output = process.stdout.read().decode()
+            process.wait(30)
+        assert "told to stop" in output
+        assert process.returncode == 0
+        assert server.reached.is_set()
 
 
 # Uploads that fail, and processes that die
@@ -630,6 +905,20 @@ with archive.staging() as directory:
                 print("under way", flush=True)
                 time.sleep(60)
     archive.publish(file, key, "audio/mpeg")
+"""
+
+STOP = """
+import threading
+from airflow_provider_amplemarket.exceptions import ArchiveError
+
+threading.Timer(3, archive.abort).start()
+with archive.staging() as directory:
+    file = directory / "file"
+    file.write_bytes(bytes(1024**2))
+    try:
+        archive.publish(file, key, "audio/mpeg")
+    except ArchiveError as error:
+        print(error, flush=True)
 """
 
 # Linux forgets the peak so far when 5 is written there.

@@ -158,7 +158,9 @@ class TestHappyPath:
         bench.start(row)
         bench.run().ok  # noqa: B018
         assert bench.record(row)["sha256"] == bench.sandbox.recording_sha256(row["id"])
-        assert archive_module.Archive(bench.path).digest(Layout().place(row).audio)[1] == bench.record(row)["sha256"]
+        assert (
+            archive_module.Archive(bench.path).digest(Layout().place(row).audio).sha256 == bench.record(row)["sha256"]
+        )
         assert bench.record(row)["is_mpeg"] is True
         assert bench.files() == [Layout().place(row).sidecar, Layout().place(row).audio]
 
@@ -883,6 +885,34 @@ class TestReconciliation:
         assert bench.run("wednesday").ok.asked == ["one"]
         assert bench.holds(row)
 
+    @pytest.mark.parametrize("record", [None, {"status": "failed"}], ids=["no-sidecar", "failed"])
+    def test_audio_that_is_not_whole_is_asked_for_again(
+        self, bench: Bench, record: Row | None, logs: pytest.LogCaptureFixture
+    ) -> None:
+        row = call("one")
+        sandbox = bench.start(row)
+        bench.audio(row).parent.mkdir(parents=True)
+        bench.audio(row).write_bytes(sandbox.recording("one")[:-1])
+        if record:
+            bench.sidecar(row).write_text(json.dumps(record))
+        assert bench.run("monday").ok.asked == ["one"]
+        assert bench.holds(row)
+        assert "is not adopted: its" in logs.text
+
+    @pytest.mark.parametrize(("difference", "asked"), [(0, []), (72, ["one"]), (-72, ["one"])])
+    def test_audio_whose_length_on_record_is_another_is_asked_for_again(
+        self, bench: Bench, difference: int, asked: list[str]
+    ) -> None:
+        row = call("one")
+        sandbox = bench.start(row)
+        data = sandbox.recording("one")
+        bench.audio(row).parent.mkdir(parents=True)
+        bench.audio(row).write_bytes(data)
+        record = {"status": "failed", "content_length": len(data) + difference}
+        bench.sidecar(row).write_text(json.dumps(record))
+        assert bench.run("monday").ok.asked == asked
+        assert bench.holds(row)
+
     def test_overwriting_that_dies_before_the_sidecar_is_hashed_anew(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -1362,11 +1392,9 @@ class TestInAirflow:
             place = Layout().place(row)
             assert cloud.head(f"{folder}/{place.audio}") == (len(bench.sandbox.recording(row["id"])), "audio/mpeg")
             assert cloud.head(f"{folder}/{place.sidecar}")[1] == "application/json"
-            size, digest = archive_module.Archive(root, conn_id).digest(place.audio)
-            assert (size, digest) == (
-                len(bench.sandbox.recording(row["id"])),
-                bench.sandbox.recording_sha256(row["id"]),
-            )
+            digest = archive_module.Archive(root, conn_id).digest(place.audio)
+            assert digest.sha256 == bench.sandbox.recording_sha256(row["id"])
+            assert digest.is_whole
         assert bench.sandbox.most_in_any_period() <= 6
         assert failures == []
         again = airflow.test(body)
