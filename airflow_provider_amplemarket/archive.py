@@ -111,7 +111,11 @@ class Entry:
         record = self.record or {}
         # What was there already when the sidecar was written is not what its writer published afterwards.
         is_new = self.size != record.get("audio_size")
-        return bool(self.size) and is_new and record.get("status") in (None, "not_found", "failed", "overwriting")
+        return (
+            bool(self.size)
+            and is_new
+            and record.get("status") in (None, "not_found", "failed", "given_up", "overwriting")
+        )
 
 
 class Archive:

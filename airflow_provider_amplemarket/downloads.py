@@ -4,58 +4,43 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
 
 import pendulum
 
 from airflow_provider_amplemarket.archive import Archive, Entry
 from airflow_provider_amplemarket.exceptions import (
-    AmplemarketAPIError,
-    AmplemarketConnectionError,
     AmplemarketError,
     ArchiveError,
-    AuthenticationError,
-    InvalidRecordingError,
     LedgerError,
     RateLimitExceededError,
-    RecordingNotFoundError,
-    RecordingTooLargeError,
 )
+from airflow_provider_amplemarket.fetch import Fetcher, Job, Outcome
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, Recording
-from airflow_provider_amplemarket.plan import FAILED, MISSING, NOT_FOUND, STORED, TOO_LARGE, Attempt, Item, Plan
+from airflow_provider_amplemarket.plan import GIVEN_UP, MISSING, STORED, Attempt, Item, Plan, moment_of
 from airflow_provider_amplemarket.quota import Ledger, Permit
+from airflow_provider_amplemarket.records import Records
+from airflow_provider_amplemarket.workers import Workers
 
 log = logging.getLogger(__name__)
 
-#: So many requests in a row that the API does not serve, for its own reasons, and the rest is left for a retry:
-#: an outage should not eat the quota.
-OUTAGE = 10
+#: Seconds after which the archive is looked at again before a request is sent: another task may have been there.
+FRESH_FOR = 30.0
+#: So many calls are then looked up together.
+LOOK_AHEAD = 50
+#: Seconds that threads are waited for which do not end when they are told to.
+PATIENCE = 3.0
 
-_STATUSES: dict[type[Exception], str] = {RecordingNotFoundError: NOT_FOUND, RecordingTooLargeError: TOO_LARGE}
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """
-    What became of one permit.
-
-    :param item: the call, with what the archive has of it now.
-    :param status: its status; ``missing`` where nothing was learned of it.
-    :param answered_at: when the answer arrived; None where none did.
-    :param sent: whether the request was sent at all.
-    :param error: what went wrong, if anything did.
-    """
-
-    item: Item
-    status: str
-    answered_at: float | None = None
-    sent: bool = True
-    error: Exception | None = None
+#: Seconds after which the calling thread looks whether the task was told to stop.
+_LOOK = 0.25
 
 
 @dataclass
@@ -69,8 +54,10 @@ class Downloads:
     :param archive: takes the recordings.
     :param ledger: gives the permits.
     :param attempt: who asks, for the sidecars.
+    :param decide: says what is with a call, should the archive have changed since the plan was made.
     :param concurrency: downloads at once.
     :param is_full: whether sidecars keep the call as the API gave it.
+    :param give_up_after: how long after its first request a call that fails is given up.
     :param cancel: ends the downloads under way when it is set.
     :param requests: how many requests were sent.
     """
@@ -79,15 +66,14 @@ class Downloads:
     archive: Archive
     ledger: Ledger
     attempt: Attempt
+    decide: Callable[[Item], str]
     concurrency: int
     is_full: bool
+    give_up_after: timedelta
     cancel: threading.Event
     requests: int = 0
     _answers: list[float] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _fatal: Exception | None = None
-    _outage: int = 0
-    _outage_since: float = 0.0
+    _looked_at: dict[str, float] = field(default_factory=dict)
 
     @property
     def pace(self) -> float:
@@ -97,27 +83,30 @@ class Downloads:
 
     def run(self, plan: Plan) -> None:
         """
-        Archive what is missing, oldest first, and note in the plan what became of it.
+        Archive what is missing, and note in the plan what became of it.
 
-        What is still missing afterwards had no permit.
+        What is still missing afterwards had no permit. A task that is told to stop leaves within seconds, and
+        leaves behind what hangs: that writes nothing any more.
 
         :raises AuthenticationError: when the API key is refused.
         :raises ArchiveError: when the archive does not take what was downloaded.
         :raises LedgerError: when the ledger cannot be trusted.
-        :raises AmplemarketError: when request after request fails.
+        :raises AmplemarketError: when request after request fails, or the task was told to stop.
         """
-        # What has failed before comes last: it must not keep the others waiting for ever.
-        queue = deque(sorted(plan.having(MISSING), key=lambda item: (item.last_record or {}).get("status") == FAILED))
-        with (
-            self.archive.staging() as directory,
-            ThreadPoolExecutor(self.concurrency) as publishers,
-            ThreadPoolExecutor(self.concurrency) as downloaders,
-        ):
+        queue = deque(plan.queue())
+        if not queue:
+            return
+        with self.archive.staging() as directory:
+            crew = _Crew(self._fetcher, min(self.concurrency, len(queue)), directory)
             try:
-                self._run(plan, queue, directory, downloaders, publishers)
-            except BaseException:
-                self.cancel.set()
+                self._spend(plan, queue, crew)
+                if self._fetcher.fatal is not None:
+                    raise self._fetcher.fatal
+            except BaseException:  # a time-out, for example
+                self._abandon(plan, crew)
                 raise
+            finally:
+                crew.end()
 
     def adopt(self, plan: Plan) -> None:
         """
@@ -141,65 +130,121 @@ class Downloads:
                         f", as {expected} were promised" if expected is not None else "",
                     )
                     continue
-                record = self._record(
-                    item, STORED, key=place.audio, size=digest.size, sha256=digest.sha256, adopted=True
-                )
+                record = self._records.adopted(item, digest.size, digest.sha256)
                 self.archive.write_record(place, record, directory)
                 plan.set(Item(item.call, Entry(place, digest.size, record)), STORED)
                 log.info("Found %s without its sidecar; written now", self.archive.uri(place.audio))
 
-    def _run(
-        self,
-        plan: Plan,
-        queue: deque[Item],
-        directory: Path,
-        downloaders: ThreadPoolExecutor,
-        publishers: ThreadPoolExecutor,
-    ) -> None:
-        running: dict[Future[Any], Permit] = {}
-        outcomes: list[tuple[Permit, _Outcome]] = []
-        while True:
+    @cached_property
+    def _records(self) -> Records:
+        return Records(
+            attempt=self.attempt,
+            conn_id=self.hook.amplemarket_conn_id,
+            is_full=self.is_full,
+            give_up_after=self.give_up_after,
+        )
+
+    @cached_property
+    def _fetcher(self) -> Fetcher:
+        return Fetcher(
+            hook=self.hook, archive=self.archive, records=self._records, clock=self.ledger.clock, cancel=self.cancel
+        )
+
+    def _spend(self, plan: Plan, queue: deque[Item], crew: _Crew) -> None:
+        report = _Report()
+        while not self.cancel.is_set():
             # As many as are downloaded wait with their permits, or are published, so that no download waits for the
             # ledger; an exchange, which is several round trips, brings permits for half as many at a time. Once
             # something has stopped the run, what is under way ends first and is reported together.
-            room = 0 if self._stop.is_set() or self._fatal else min(len(queue), 2 * self.concurrency - len(running))
+            room = 0 if self._fetcher.is_stopped else min(len(queue), 2 * self.concurrency - crew.busy)
             is_due = room >= min(len(queue), (self.concurrency + 1) // 2)
-            if (room and is_due) or (outcomes and not running and not isinstance(self._fatal, LedgerError)):
-                try:
-                    permits = self._exchange(room, outcomes)
-                except LedgerError as error:  # what has its permit is paid for and needs no ledger
-                    self._fatal = self._fatal or error
-                    permits = []
-                outcomes.clear()
-                for permit in permits:
-                    future = downloaders.submit(self._fetch, queue.popleft(), permit, directory, publishers)
-                    running[future] = permit
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                permit, outcome = running.pop(future), future.result()
-                if isinstance(outcome, Future):  # it is downloaded; now it is being published
-                    running[outcome] = permit
-                    continue
-                outcomes.append((permit, outcome))
+            if (room and is_due) or (report and not crew.busy):
+                report = self._trade(plan, queue, crew, room, report)
+            if not crew.busy and not report:
+                return
+            for outcome in self._collect(crew):
                 self._note(plan, outcome)
+                report.add(outcome)
                 if not outcome.sent:
                     queue.appendleft(outcome.item)
-            if self.cancel.is_set():
-                self._end(AmplemarketError("The task was told to stop"))
-        if self._fatal is not None:
-            raise self._fatal
+        for outcome in self._abandon(plan, crew):
+            report.add(outcome)
+        if report:
+            self._exchange(0, report)
 
-    def _exchange(self, wanted: int, outcomes: list[tuple[Permit, _Outcome]]) -> list[Permit]:
-        return self.ledger.exchange(
-            wanted,
-            answered={permit: out.answered_at for permit, out in outcomes if out.answered_at is not None},
-            unused=[permit for permit, out in outcomes if not out.sent],
-            refusals=[out.error.retry_after for _, out in outcomes if isinstance(out.error, RateLimitExceededError)],
-        )
+    def _trade(self, plan: Plan, queue: deque[Item], crew: _Crew, wanted: int, report: _Report) -> _Report:
+        """Report to the ledger, and spend the permits that it gives; return what is to be reported next."""
+        next_report = _Report()
+        permits = deque(self._exchange(wanted, report))
+        try:
+            for item in self._next(plan, queue, len(permits)):
+                crew.take(item, permits.popleft())
+        except ArchiveError as error:
+            self._fetcher.stop(error)
+        next_report.unused.extend(permits)
+        return next_report
 
-    def _note(self, plan: Plan, outcome: _Outcome) -> None:
-        """Take an outcome into the plan; stop the run where going on would waste permits."""
+    def _exchange(self, wanted: int, report: _Report) -> list[Permit]:
+        if isinstance(self._fetcher.fatal, LedgerError):
+            return []
+        try:
+            return self.ledger.exchange(
+                wanted, answered=report.answered, unused=report.unused, refusals=report.refusals
+            )
+        except LedgerError as error:  # what has its permit is paid for and needs no ledger
+            self._fetcher.stop(error)
+            return []
+
+    def _next(self, plan: Plan, queue: deque[Item], count: int) -> list[Item]:
+        """Take calls off the queue; where the plan was made a while ago, those that are still to be asked for."""
+        chosen: list[Item] = []
+        while queue and len(chosen) < count:
+            looked_at = self._looked_at.get(queue[0].call_id, plan.made_at)
+            if self.ledger.clock() - looked_at > FRESH_FOR:
+                self._look_again(plan, queue)
+            else:
+                chosen.append(queue.popleft())
+        return chosen
+
+    def _look_again(self, plan: Plan, queue: deque[Item]) -> None:
+        """See what other tasks have done meanwhile: one listing of each folder for the next calls together."""
+        items = [queue.popleft() for _ in range(min(LOOK_AHEAD, len(queue)))]
+        entries = self.archive.entries(item.entry.place for item in items)
+        now = self.ledger.clock()
+        for item in reversed(items):
+            item = Item(item.call, entries[item.entry.place.audio])
+            status = self.decide(item)
+            plan.set(item, status)
+            self._looked_at[item.call_id] = now
+            if status == MISSING:
+                queue.appendleft(item)
+
+    def _collect(self, crew: _Crew) -> list[Outcome]:
+        """Wait until something has become of a permit, or the task is told to stop."""
+        found: list[Outcome | BaseException] = []
+        while crew.busy and not found and not self.cancel.is_set():
+            found = crew.outcomes(timeout=_LOOK)
+        for outcome in found:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [outcome for outcome in found if isinstance(outcome, Outcome)]
+
+    def _abandon(self, plan: Plan, crew: _Crew) -> list[Outcome]:
+        """End what lets itself be ended, and leave behind what hangs; return what became of the rest."""
+        self.cancel.set()
+        self._fetcher.stop(AmplemarketError("The task was told to stop"))
+        if crew.busy:
+            self.hook.abort()
+            self.archive.abort()
+        crew.end()
+        outcomes = [outcome for outcome in crew.outcomes() if isinstance(outcome, Outcome)]
+        for outcome in outcomes:
+            self._note(plan, outcome)
+        self.requests += crew.busy  # sent, as far as anybody knows
+        return outcomes
+
+    def _note(self, plan: Plan, outcome: Outcome) -> None:
+        """Take an outcome into the plan, and tell of it."""
         item, error = outcome.item, outcome.error
         self.requests += outcome.sent
         if outcome.answered_at is not None:
@@ -209,6 +254,15 @@ class Downloads:
             log.info("Archived %s (%d bytes)", self.archive.uri(item.entry.place.audio), item.entry.size)
             if not (item.entry.record or {}).get("is_mpeg"):
                 log.warning("The recording of call %s does not begin like MPEG audio; it is as served", item.call_id)
+        elif outcome.status == GIVEN_UP:
+            log.warning(
+                "Call %s is given up after %d requests in %s, the last one with: %s. Nobody asks for it again, unless "
+                "the task is cleared, or call_ids names it.",
+                item.call_id,
+                item.requests(GIVEN_UP),
+                _since_first(item),
+                error,
+            )
         elif outcome.status != MISSING:
             log.warning("Call %s is %s: %s", item.call_id, outcome.status, error)
         if isinstance(error, RateLimitExceededError):
@@ -217,138 +271,89 @@ class Downloads:
                 "Waiting before the next request.",
                 error,
             )
-            self._stop.set()
-        elif error is not None and outcome.status == MISSING:
-            self._end(error)
-        if outcome.sent and _is_outage(error):
-            self._outage_since = self._outage_since if self._outage else self.ledger.clock()
-            self._outage += 1
-        elif outcome.sent and (outcome.answered_at or 0.0) > self._outage_since:  # not one that is published late
-            self._outage = 0
-        if self._outage >= OUTAGE:
-            self._end(AmplemarketError(f"{OUTAGE} requests in a row failed, the last one with: {error}"))
 
-    def _end(self, error: Exception) -> None:
-        self._stop.set()
-        if self._fatal is None:
-            self._fatal = error
 
-    def _fetch(
-        self, item: Item, permit: Permit, directory: Path, publishers: ThreadPoolExecutor
-    ) -> _Outcome | Future[_Outcome]:
-        """Use one permit, and leave it to another thread to publish, so that this one can use the next."""
-        target = directory / f"{item.call_id}.part"
-        result = self._download(item, permit, target, directory)
-        if isinstance(result, _Outcome):
-            return result
-        return publishers.submit(self._publish, item, result, target, directory)
+class _Report:
+    """What the ledger is still to be told."""
 
-    def _download(self, item: Item, permit: Permit, target: Path, directory: Path) -> Recording | _Outcome:
-        """Send the request; what goes wrong is put on record before the next one is sent, lest an outage eat them."""
-        clock = self.ledger.clock
-        if self._stop.is_set() or self.cancel.is_set() or clock() > permit.use_before:
-            return _Outcome(item, MISSING, sent=False)
-        requested_at = pendulum.now("UTC")
+    def __init__(self) -> None:
+        self.answered: dict[Permit, float] = {}
+        self.unused: list[Permit] = []
+        self.refusals: list[float | None] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.answered or self.unused or self.refusals)
+
+    def add(self, outcome: Outcome) -> None:
+        """Add what became of a permit; where no answer came, its entry stays as careful as it is."""
+        if not outcome.sent:
+            self.unused.append(outcome.permit)
+        elif outcome.answered_at is not None:
+            self.answered[outcome.permit] = outcome.answered_at
+        if isinstance(outcome.error, RateLimitExceededError):
+            self.refusals.append(outcome.error.retry_after)
+
+
+class _Crew:
+    """
+    The threads of one run: some download and, so that no download waits for an upload, as many others publish.
+
+    :param fetcher: does the work.
+    :param size: downloads at once.
+    :param directory: where recordings lie until they are published.
+    """
+
+    def __init__(self, fetcher: Fetcher, size: int, directory: Path) -> None:
+        self._fetcher = fetcher
+        self._directory = directory
+        self._downloaders = Workers(size, "amplemarket-download")
+        self._publishers = Workers(size, "amplemarket-publish")
+        self._outcomes: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self._is_ending = False
+        #: Permits that something is still to become of.
+        self.busy = 0
+
+    def take(self, item: Item, permit: Permit) -> None:
+        """Spend a permit on a call."""
+        self.busy += 1
+        self._downloaders.submit(partial(self._download, Job(item, permit, self._directory)))
+
+    def outcomes(self, timeout: float | None = None) -> list[Outcome | BaseException]:
+        """Return what has become of permits; wait for the first, for some seconds at most."""
+        found: list[Outcome | BaseException] = []
+        with suppress(Empty):
+            found.append(self._outcomes.get(timeout is not None, timeout))
+            while True:
+                found.append(self._outcomes.get_nowait())
+        self.busy -= len(found)
+        return found
+
+    def end(self) -> None:
+        """Let the threads end; those that hang are left behind."""
+        if not self._is_ending:
+            self._is_ending = True
+            deadline = time.monotonic() + PATIENCE
+            self._downloaders.end(deadline)
+            self._publishers.end(deadline)
+
+    def _download(self, job: Job) -> None:
         try:
-            return self.hook.download_recording(item.call_id, target, cancelled=self.cancel.is_set)
-        except (RateLimitExceededError, AuthenticationError) as error:
-            # Here, not in _note: another request would be sent before the outcome is noted.
-            self._stop.set()
-            return _Outcome(item, MISSING, clock(), error=error)
-        except (AmplemarketAPIError, InvalidRecordingError) as error:
-            # Where no answer came, the API may still count the request: the permit keeps its careful entry.
-            answered_at = None if isinstance(error, AmplemarketConnectionError) else clock()
-            return self._fail(item, error, requested_at, answered_at, directory)
-        except Exception as error:
-            return self._fail(item, error, requested_at, None, directory)
+            result = self._fetcher.download(job)
+        except BaseException as error:
+            self._outcomes.put(error)
+            return
+        if isinstance(result, Recording):
+            self._publishers.submit(partial(self._publish, job, result))
+        else:
+            self._outcomes.put(result)
 
-    def _publish(self, item: Item, recording: Recording, target: Path, directory: Path) -> _Outcome:
-        """Take a recording into the archive, while other threads download."""
-        answered_at = recording.answered_at.timestamp()
+    def _publish(self, job: Job, recording: Recording) -> None:
         try:
-            entry = self._store(item, recording, target, directory)
-        except Exception as error:
-            return self._fail(item, error, recording.requested_at, answered_at, directory)
-        finally:
-            target.unlink(missing_ok=True)
-        return _Outcome(Item(item.call, entry), STORED, answered_at)
-
-    def _fail(
-        self, item: Item, error: Exception, requested_at: datetime, answered_at: float | None, directory: Path
-    ) -> _Outcome:
-        """Put a failure on record; where the archive is what fails, stop the run instead."""
-        if self.cancel.is_set():
-            return _Outcome(item, MISSING, answered_at)
-        status = _STATUSES.get(type(error), FAILED)
-        record = self._failure_record(item, status, error, requested_at)
-        try:
-            if not isinstance(error, AmplemarketAPIError | InvalidRecordingError):
-                self.archive.check_writable()
-            self.archive.write_record(item.entry.place, record, directory)
-        except Exception as fault:
-            try:
-                self.archive.check_writable()
-            except ArchiveError:
-                self._stop.set()
-                return _Outcome(item, MISSING, answered_at, error=fault)
-        entry = Entry(item.entry.place, item.entry.size, record)
-        return _Outcome(Item(item.call, entry), status, answered_at, error=error)
-
-    def _store(self, item: Item, recording: Recording, target: Path, directory: Path) -> Entry:
-        place = item.entry.place
-        if item.entry.is_stored:
-            # Until the new sidecar is there, the old one must not vouch for the new audio.
-            self.archive.write_record(place, {**(item.entry.record or {}), "status": "overwriting"}, directory)
-        self.archive.publish(target, place.audio, recording.content_type)
-        record = self._record(
-            item,
-            STORED,
-            key=place.audio,
-            size=recording.size,
-            sha256=recording.sha256,
-            content_type=recording.content_type,
-            is_mpeg=recording.is_mpeg,
-            requested_at=recording.requested_at,
-            answered_at=recording.answered_at,
-        )
-        self.archive.write_record(place, record, directory)
-        return Entry(place, recording.size, record)
-
-    def _failure_record(self, item: Item, status: str, error: Exception, requested_at: datetime) -> dict[str, Any]:
-        entry = item.entry
-        old = entry.record or {}
-        record = self._record(
-            item,
-            status,
-            error=str(error),
-            requested_at=requested_at,
-            answered_at=pendulum.now("UTC"),
-            first_requested_at=old.get("first_requested_at") or requested_at,
-            **({"audio_size": entry.size} if entry.size is not None else {}),
-        )
-        if not entry.is_stored:
-            return record
-        record.pop("call", None)
-        return {**old, "overwrite": record}
-
-    def _record(self, item: Item, status: str, **fields: Any) -> dict[str, Any]:
-        """Make what the sidecar says; moments in ISO 8601."""
-        record = {
-            "version": 1,
-            "call_id": item.call_id,
-            "status": status,
-            "start_date": item.start,
-            **fields,
-            "archived_at": pendulum.now("UTC"),
-            "amplemarket_conn_id": self.hook.amplemarket_conn_id,
-            **asdict(self.attempt),
-        }
-        texts = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in record.items()}
-        return {**texts, "call": dict(item.call)} if self.is_full else texts
+            self._outcomes.put(self._fetcher.publish(job, recording))
+        except BaseException as error:
+            self._outcomes.put(error)
 
 
-def _is_outage(error: Exception | None) -> bool:
-    """Tell whether the API or this machine, not the recording, may be what is wrong."""
-    if isinstance(error, AmplemarketAPIError):
-        return isinstance(error, AmplemarketConnectionError) or (error.status or 0) >= 500
-    return isinstance(error, ArchiveError | OSError)
+def _since_first(item: Item) -> timedelta:
+    first = moment_of((item.last_record or {}).get("first_requested_at"))
+    return timedelta(0) if first is None else timedelta(seconds=int((pendulum.now("UTC") - first).total_seconds()))

@@ -19,6 +19,7 @@ from airflow_provider_amplemarket.plan import (
     DELETED,
     EXTERNAL,
     FAILED,
+    GIVEN_UP,
     MISSING,
     NOT_FOUND,
     NOT_SELECTED,
@@ -32,6 +33,7 @@ from airflow_provider_amplemarket.plan import (
 )
 
 NOW = pendulum.datetime(2026, 11, 23, 12)
+LATER = NOW.add(days=1)
 PLACE = Place("a.mp3", "a.json", "")
 FIRST_TRY = Attempt("dag", "task", "run-1", -1, max_tries=2, try_number=1)
 RETRY = replace(FIRST_TRY, try_number=2)
@@ -59,8 +61,16 @@ def item(
     return Item({"id": "a", "start_date": start}, Entry(PLACE, size, sidecar))
 
 
-def decided(of: Item, attempt: Attempt = FIRST_TRY, *, overwrite: bool = False, days: float = 2) -> str:
-    return decide(of, attempt, overwrite=overwrite, not_found_for=timedelta(days=days))
+def decided(
+    of: Item,
+    attempt: Attempt = FIRST_TRY,
+    *,
+    overwrite: bool = False,
+    days: float = 2,
+    now: pendulum.DateTime = LATER,
+    insists: bool = False,
+) -> str:
+    return decide(of, attempt, overwrite=overwrite, not_found_for=timedelta(days=days), now=now, insists=insists)
 
 
 # --- Who asks -------------------------------------------------------------------------------------------------------
@@ -261,13 +271,15 @@ def test_the_last_status_of_a_call_counts() -> None:
 
 def test_every_call_is_counted_once_and_every_status_is_named() -> None:
     plan = Plan(others=Counter({EXTERNAL: 3, NOT_SELECTED: 2}), hopeless={"../x": "its id is not a plain token"})
-    for number, status in enumerate([STORED, STORED, ALREADY_STORED, NOT_FOUND, TOO_LARGE, DELETED, FAILED, MISSING]):
+    wanted = [STORED, STORED, ALREADY_STORED, NOT_FOUND, TOO_LARGE, GIVEN_UP, DELETED, FAILED, MISSING]
+    for number, status in enumerate(wanted):
         plan.set(call(str(number), None), status)
     assert plan.counts() == {
         STORED: 2,
         ALREADY_STORED: 1,
         NOT_FOUND: 1,
         TOO_LARGE: 1,
+        GIVEN_UP: 1,
         EXTERNAL: 3,
         NOT_SELECTED: 2,
         DELETED: 1,

@@ -689,6 +689,15 @@ def test_legacy_evidence_does_not_count_where_the_ledger_is_there(clock: Clock) 
     assert len(open_ledger(store, clock, legacy_evidence=[NOW - 10] * 50).exchange(50)) == 50
 
 
+def test_evidence_with_its_permit_counts_where_the_ledger_lacks_it(clock: Clock) -> None:
+    store = MemoryStore(LedgerState({"a": NOW - 20}).dump())
+    ledger = open_ledger(store, clock, RateLimit(4, 3600), evidence={"a": NOW - 10, "b": NOW - 30, "old": NOW - 9000})
+    assert ledger.moments() == [NOW, NOW, NOW - 30 + HOUR.hold, NOW - 20 + HOUR.hold]
+    assert len(ledger.exchange(50)) == 2
+    assert {"a": NOW - 20, "b": NOW - 30}.items() <= store.state.spent.items()
+    assert "old" not in store.state.spent
+
+
 @nonsense
 def test_a_garbled_ledger_grants_nothing_for_a_period_and_heals(
     text: str, clock: Clock, caplog: pytest.LogCaptureFixture

@@ -353,7 +353,12 @@ class AmplemarketHook(BaseHook):
                     return
 
     def download_recording(
-        self, call_id: str, target: str | os.PathLike[str], *, cancelled: Callable[[], bool] | None = None
+        self,
+        call_id: str,
+        target: str | os.PathLike[str],
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        answered: Callable[[], None] | None = None,
     ) -> Recording:
         """
         Stream the recording of a call into a local file, with one request and no retry.
@@ -361,6 +366,7 @@ class AmplemarketHook(BaseHook):
         :param call_id: the call's id.
         :param target: the file to write; it is removed again when the recording is not whole.
         :param cancelled: asked after every MiB; the download ends with an error once it answers True.
+        :param answered: called when the answer has begun as a good one, before its body is read.
         :return: what was received: size, hash, content type and times.
         :raises RecordingNotFoundError: 404.
         :raises RecordingTooLargeError: 413.
@@ -377,6 +383,8 @@ class AmplemarketHook(BaseHook):
         requested_at = pendulum.now("UTC")
         with self._watchdog.watch(self.settings.deadline) as watch, self._follow(url) as response:
             answered_at = pendulum.now("UTC")
+            if answered is not None:
+                answered()
             content_type = self._check_header(response)
             watch.limit(MAX_DOWNLOAD_TIME)
             try:

@@ -16,7 +16,7 @@ import pendulum
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_amplemarket.archive import Archive
-from airflow_provider_amplemarket.calls import Call, is_plain_id, start_of
+from airflow_provider_amplemarket.calls import Call, is_plain_id
 from airflow_provider_amplemarket.downloads import Downloads
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketConfigurationError,
@@ -40,6 +40,7 @@ from airflow_provider_amplemarket.plan import (
 )
 from airflow_provider_amplemarket.plugin import POOL_NAME
 from airflow_provider_amplemarket.quota import Ledger, RateLimit
+from airflow_provider_amplemarket.records import evidence
 from airflow_provider_amplemarket.window import resolve
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ class AmplemarketRecordingOperator(BaseOperator):
         times and hash.
     :param overwrite: ask for recordings that are archived, too.
     :param not_found_for: how long after its start a call that the API has no recording of (404) is asked for again.
+    :param give_up_after: how long after its first request a call that fails, in more than one run, is given up;
+        that is final and no failure, unless the task is cleared, or ``call_ids`` or ``overwrite`` ask for it again.
+        0 gives up in the run after the first that failed.
     :param max_concurrency: downloads at once, 1 to 32.
     :param max_wait: how long after its start a try may still wait for quota; when more is needed it fails with
         what is left. None waits as long as it takes.
@@ -122,6 +126,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         sidecar: str = "full",
         overwrite: bool = False,
         not_found_for: timedelta = timedelta(days=2),
+        give_up_after: timedelta = timedelta(days=3),
         max_concurrency: int = 4,
         max_wait: timedelta | None = None,
         deferrable: bool = True,
@@ -142,6 +147,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         self.sidecar = sidecar
         self.overwrite = overwrite
         self.not_found_for = not_found_for
+        self.give_up_after = give_up_after
         self.max_concurrency = max_concurrency
         self.max_wait = max_wait
         self.deferrable = deferrable
@@ -161,7 +167,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         def wrong(what: str) -> AmplemarketConfigurationError:
             return AmplemarketConfigurationError(f"{type(self).__name__} {self.task_id!r}: {what}")
 
-        for name in ("lookback", "not_found_for", "max_wait"):
+        for name in ("lookback", "not_found_for", "give_up_after", "max_wait"):
             value = getattr(self, name)
             if not (isinstance(value, timedelta) and value >= timedelta(0)) and (name, value) != ("max_wait", None):
                 raise wrong(f"{name} must be a timedelta of 0 or more, not {value!r}")
@@ -207,19 +213,23 @@ class AmplemarketRecordingOperator(BaseOperator):
         while True:
             try:
                 plan = self._plan(context, archive, attempt)
+                by_permit, others = self._evidence(plan, limit)
                 ledger = Ledger(
                     self.amplemarket_conn_id,
                     limit,
                     answer_timeout=settings.deadline,
-                    legacy_evidence=self._evidence(plan, limit),
+                    evidence=by_permit,
+                    legacy_evidence=others,
                 )
                 downloads = Downloads(
                     hook=self.hook,
                     archive=archive,
                     ledger=ledger,
                     attempt=attempt,
+                    decide=self._decider(context, attempt),
                     concurrency=self.max_concurrency,
                     is_full=self.sidecar == "full",
+                    give_up_after=self.give_up_after,
                     cancel=cancel,
                 )
                 if not self.overwrite:
@@ -263,8 +273,9 @@ class AmplemarketRecordingOperator(BaseOperator):
         else:
             self.log.info("Calls: the %d of call_ids", len(call_ids))
             calls = self._look_up(plan, call_ids)
+        decider = self._decider(context, attempt)
         for item in _items(calls, archive):
-            plan.set(item, decide(item, attempt, overwrite=self.overwrite, not_found_for=self.not_found_for))
+            plan.set(item, decider(item))
         self.log.info(
             "Found %d wanted calls (%d external, %d not selected); %d recordings to ask for",
             len(calls),
@@ -309,16 +320,23 @@ class AmplemarketRecordingOperator(BaseOperator):
                     break
         return {**wanted, **{call_id: {"id": call_id} for call_id in sorted(unknown)}}
 
-    def _evidence(self, plan: Plan, limit: RateLimit) -> list[float]:
-        """List the requests of the last period that the sidecars tell of, should the ledger be lost."""
-        since = pendulum.now("UTC").subtract(seconds=limit.hold)
-        records = [item.last_record or {} for item in plan.items.values()]
-        moments = [
-            start_of({"start_date": record.get("answered_at")})
-            for record in records
-            if record.get("amplemarket_conn_id") == self.amplemarket_conn_id
-        ]
-        return [moment.timestamp() for moment in moments if moment is not None and moment > since]
+    def _decider(self, context: Context, attempt: Attempt) -> Callable[[Item], str]:
+        """Return what says of a call whether it is to be asked for."""
+        # Clearing a task gives it the tries that it has had, on top of its own; nothing else does.
+        is_cleared = context["ti"].max_tries > (self.retries or 0)
+        insists = is_cleared or _read_call_ids(self.call_ids) is not None
+        return lambda item: decide(
+            item,
+            attempt,
+            overwrite=self.overwrite,
+            not_found_for=self.not_found_for,
+            now=pendulum.now("UTC"),
+            insists=insists,
+        )
+
+    def _evidence(self, plan: Plan, limit: RateLimit) -> tuple[dict[str, float], list[float]]:
+        """List the requests of the last period that the sidecars tell of, by permit, and those without one."""
+        return evidence(plan.items.values(), self.amplemarket_conn_id, time.time() - limit.hold)
 
     def _wait(self, context: Context, plan: Plan, ledger: Ledger, summary: dict[str, Any], pace: float) -> None:
         """Wait until permits are free: in the triggerer, or in the worker where the wait is short."""

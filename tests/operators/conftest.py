@@ -22,6 +22,7 @@ from airflow_provider_amplemarket import quota
 from airflow_provider_amplemarket.layout import Layout
 from airflow_provider_amplemarket.lock import FREE
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
+from airflow_provider_amplemarket.plan import STATUSES
 from tests.sandbox import Sandbox, make_call
 from tests.stores import STORES, Store
 
@@ -110,8 +111,7 @@ class Outcome:
 
     def counts(self) -> dict[str, int]:
         """What the summary counts, without the zeros."""
-        names = ("stored", "already_stored", "not_found", "too_large", "external", "not_selected", "deleted", "failed")
-        return {name: self.summary[name] for name in names if self.summary[name]}
+        return {name: self.summary[name] for name in STATUSES if self.summary[name]}
 
 
 class Bench:
@@ -152,7 +152,7 @@ class Bench:
             self._sandbox.stop()
 
     def operator(self, **kwargs: Any) -> AmplemarketRecordingOperator:
-        return AmplemarketRecordingOperator(**{"task_id": "archive", "path": self.path, **kwargs})
+        return AmplemarketRecordingOperator(**{"task_id": "archive", "path": self.path, "retries": 2, **kwargs})
 
     def context(self, ti: TaskInstance, **changes: Any) -> Any:
         return {
@@ -200,6 +200,14 @@ class Bench:
 
     def record(self, row: Row, **kwargs: Any) -> Row:
         return dict(json.loads(self.sidecar(row, **kwargs).read_text()))
+
+    def age(self, row: Row, **ago: float) -> None:
+        """Let what the sidecar tells of requests have been so much earlier."""
+        record = self.record(row)
+        for name in ("first_requested_at", "requested_at", "answered_at", "archived_at"):
+            if name in record:
+                record[name] = (datetime.fromisoformat(record[name]) - timedelta(**ago)).isoformat()
+        self.sidecar(row).write_text(json.dumps(record))
 
     def files(self) -> list[str]:
         """The names of all files in the archive, whatever they are."""

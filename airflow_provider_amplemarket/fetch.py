@@ -1,0 +1,258 @@
+"""From a permit to a sidecar: what becomes of one request, in whatever thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pendulum
+
+from airflow_provider_amplemarket.archive import Archive, Entry
+from airflow_provider_amplemarket.breaker import CircuitBreaker, Request
+from airflow_provider_amplemarket.exceptions import (
+    AmplemarketAPIError,
+    AmplemarketConnectionError,
+    AmplemarketError,
+    ArchiveError,
+    AuthenticationError,
+    InvalidRecordingError,
+    RateLimitExceededError,
+    RecordingForbiddenError,
+    RecordingNotFoundError,
+    RecordingTooLargeError,
+)
+from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, Recording
+from airflow_provider_amplemarket.plan import FAILED, MISSING, NOT_FOUND, STORED, TOO_LARGE, Item
+from airflow_provider_amplemarket.quota import Permit
+from airflow_provider_amplemarket.records import Records
+
+#: So many requests in a row that the API does not serve, for its own reasons, and the rest is left for a retry:
+#: an outage should not eat the quota. Recordings in a row that the archive does not take are as many.
+OUTAGE = 10
+#: So many recordings in a row refused with 403, and it is the API key that is refused.
+REFUSED = 3
+
+_API, _KEY, _ARCHIVE = "API", "key", "archive"
+
+_STATUSES: dict[type[Exception], str] = {RecordingNotFoundError: NOT_FOUND, RecordingTooLargeError: TOO_LARGE}
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    A permit and what it is spent on.
+
+    :param directory: where the recording lies until it is published.
+    """
+
+    item: Item
+    permit: Permit
+    directory: Path
+
+    @property
+    def target(self) -> Path:
+        """The file to download to."""
+        return self.directory / f"{self.item.call_id}.part"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    What became of one permit.
+
+    :param permit: the permit.
+    :param item: the call, with what the archive has of it now.
+    :param status: its status; ``missing`` where nothing was learned of it.
+    :param answered_at: when the answer arrived; None where none did.
+    :param sent: whether the request was sent at all.
+    :param error: what went wrong, if anything did.
+    """
+
+    permit: Permit
+    item: Item
+    status: str
+    answered_at: float | None = None
+    sent: bool = True
+    error: Exception | None = None
+
+
+class Fetcher:
+    """
+    Download recordings and take them into the archive, in any number of threads; decide when that is pointless.
+
+    :param hook: asks the API.
+    :param archive: takes the recordings.
+    :param records: makes the sidecars.
+    :param clock: the time in seconds since the epoch, as the permits have it.
+    :param cancel: once it is set, nothing is sent and nothing is written any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        hook: AmplemarketHook,
+        archive: Archive,
+        records: Records,
+        clock: Callable[[], float],
+        cancel: threading.Event,
+    ) -> None:
+        self._hook = hook
+        self._archive = archive
+        self._records = records
+        self._clock = clock
+        self._cancel = cancel
+        # Where one recording is refused, the others under way may be, too; where none was served yet, it is exact.
+        self._breaker = CircuitBreaker({_API: OUTAGE, _KEY: REFUSED, _ARCHIVE: OUTAGE}, trusting=[_KEY])
+        #: What makes going on pointless, if anything does.
+        self.fatal: Exception | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no request is sent any more."""
+        return self._breaker.is_open
+
+    def stop(self, error: Exception | None = None) -> None:
+        """Send nothing any more; what is under way goes on. The first error given is the reason."""
+        if self.fatal is None:
+            self.fatal = error
+        self._breaker.open()
+
+    def download(self, job: Job) -> Recording | Outcome:
+        """Send the request; what goes wrong is put on record before the next one is sent, lest an outage eat them."""
+
+        def is_wanted() -> bool:
+            return not self._cancel.is_set() and self._clock() <= job.permit.use_before
+
+        request = self._breaker.enter(is_wanted)
+        if request is None:
+            return Outcome(job.permit, job.item, MISSING, sent=False)
+        requested_at = pendulum.now("UTC")
+        try:
+            recording = self._hook.download_recording(
+                job.item.call_id, job.target, cancelled=self._cancel.is_set, answered=lambda: _served(request)
+            )
+        except Exception as error:
+            self._judge(request, error)
+            if isinstance(error, RateLimitExceededError | AuthenticationError):
+                return Outcome(job.permit, job.item, MISSING, self._clock(), error=error)
+            # Where no answer came, the API may still count the request: the permit keeps its careful entry.
+            is_answer = isinstance(error, AmplemarketAPIError | InvalidRecordingError)
+            is_answer = is_answer and not isinstance(error, AmplemarketConnectionError)
+            return self._fail(job, error, requested_at, self._clock() if is_answer else None)
+        _served(request)
+        return recording
+
+    def publish(self, job: Job, recording: Recording) -> Outcome:
+        """Take a recording into the archive."""
+        answered_at = recording.answered_at.timestamp()
+        try:
+            entry = self._store(job, recording)
+        except Exception as error:
+            if isinstance(error, ArchiveError | OSError) and not self._cancel.is_set():
+                self._count(_ARCHIVE, error)
+            return self._fail(job, error, recording.requested_at, answered_at)
+        finally:
+            job.target.unlink(missing_ok=True)
+        self._breaker.clear(_ARCHIVE)
+        return Outcome(job.permit, Item(job.item.call, entry), STORED, answered_at)
+
+    def _judge(self, request: Request, error: Exception) -> None:
+        """Count a request that failed, and decide whether to go on; before another one takes its place."""
+        if self._cancel.is_set():
+            self.stop()
+        elif isinstance(error, AuthenticationError):
+            self.stop(error)
+        elif isinstance(error, RateLimitExceededError):
+            self.stop()
+        elif isinstance(error, RecordingForbiddenError):
+            if request.failed(_KEY, _API):
+                self.stop(
+                    AuthenticationError(
+                        f"{REFUSED} requests for recordings in a row were refused, the last one with: {error}; "
+                        f"check the API key in the password of connection {self._hook.amplemarket_conn_id!r}",
+                        status=error.status,
+                    )
+                )
+        elif _is_outage(error):
+            if request.failed(_API):
+                self.stop(_outage(error))
+        elif isinstance(error, ArchiveError | OSError):  # the disk, for example
+            self._count(_ARCHIVE, error)
+        request.answered(_API)
+
+    def _count(self, failure: str, error: Exception) -> None:
+        if self._breaker.count(failure):
+            self.stop(_outage(error))
+
+    def _fail(self, job: Job, error: Exception, requested_at: datetime, answered_at: float | None) -> Outcome:
+        """Put a failure on record; where the archive is what fails, stop the run instead."""
+        if self._cancel.is_set():
+            return Outcome(job.permit, job.item, MISSING, answered_at)
+
+        def made(status: str, reason: Exception, *, may_give_up: bool) -> Mapping[str, Any]:
+            return self._records.failed(
+                job.item, status, reason, permit=job.permit, requested_at=requested_at, may_give_up=may_give_up
+            )
+
+        # Where the API or the key is what fails, no recording is given up for it.
+        status = _STATUSES.get(type(error), FAILED)
+        record = made(status, error, may_give_up=not self._breaker.is_open)
+        try:
+            if not isinstance(error, AmplemarketAPIError | InvalidRecordingError):
+                self._check_writable()
+            self._write_record(job, record)
+        except Exception as fault:
+            try:
+                self._check_writable()
+            except AmplemarketError:  # also when the task was told to stop
+                self.stop(fault)
+                return Outcome(job.permit, job.item, MISSING, answered_at, error=fault)
+            # It is only this sidecar that cannot be written. Nobody would know why there is no recording: a failure.
+            self._count(_ARCHIVE, fault)
+            error = ArchiveError(f"{error}; and this could not be put on record: {fault}")
+            record = made(FAILED, error, may_give_up=False)
+        item = Item(job.item.call, Entry(job.item.entry.place, job.item.entry.size, record))
+        return Outcome(job.permit, item, str((item.last_record or {})["status"]), answered_at, error=error)
+
+    def _store(self, job: Job, recording: Recording) -> Entry:
+        place = job.item.entry.place
+        if job.item.entry.is_stored:
+            # Until the new sidecar is there, the old one must not vouch for the new audio.
+            self._write_record(job, self._records.overwriting(job.item))
+        self._go_on()
+        self._archive.publish(job.target, place.audio, recording.content_type)
+        record = self._records.stored(job.item, recording, job.permit)
+        self._write_record(job, record)
+        return Entry(place, recording.size, record)
+
+    def _write_record(self, job: Job, record: Mapping[str, Any]) -> None:
+        self._go_on()
+        self._archive.write_record(job.item.entry.place, record, job.directory)
+
+    def _check_writable(self) -> None:
+        self._go_on()
+        self._archive.check_writable()
+
+    def _go_on(self) -> None:
+        """Write nothing for a task that was told to stop."""
+        if self._cancel.is_set():
+            raise AmplemarketError("The task was told to stop")
+
+
+def _served(request: Request) -> None:
+    request.served(_API, _KEY)
+
+
+def _outage(error: Exception) -> AmplemarketError:
+    return AmplemarketError(f"{OUTAGE} requests in a row failed, the last one with: {error}")
+
+
+def _is_outage(error: Exception) -> bool:
+    """Tell whether the API, not the recording, may be what is wrong."""
+    if not isinstance(error, AmplemarketAPIError):
+        return False
+    return isinstance(error, AmplemarketConnectionError) or (error.status or 0) >= 500

@@ -1,0 +1,139 @@
+"""What the sidecars say: one JSON object for what became of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import pendulum
+
+from airflow_provider_amplemarket.hooks.amplemarket import Recording
+from airflow_provider_amplemarket.plan import (
+    FAILED,
+    GIVEN_UP,
+    STORED,
+    Attempt,
+    Item,
+    first_failed_in,
+    gives_up,
+    moment_of,
+)
+from airflow_provider_amplemarket.quota import Permit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """
+    Make the texts of the sidecars; moments in ISO 8601.
+
+    :param attempt: who asks.
+    :param conn_id: the connection whose quota the requests count against.
+    :param is_full: whether sidecars keep the call as the API gave it.
+    :param give_up_after: how long after its first request a call that fails is given up.
+    """
+
+    attempt: Attempt
+    conn_id: str
+    is_full: bool
+    give_up_after: timedelta
+
+    def stored(self, item: Item, recording: Recording, permit: Permit) -> dict[str, Any]:
+        """Say that a recording is archived."""
+        return self._record(
+            item,
+            STORED,
+            key=item.entry.place.audio,
+            size=recording.size,
+            sha256=recording.sha256,
+            content_type=recording.content_type,
+            is_mpeg=recording.is_mpeg,
+            permit=permit.id,
+            requested_at=recording.requested_at,
+            answered_at=recording.answered_at,
+        )
+
+    def adopted(self, item: Item, size: int, sha256: str) -> dict[str, Any]:
+        """Say that a recording was found in the archive without its sidecar."""
+        return self._record(item, STORED, key=item.entry.place.audio, size=size, sha256=sha256, adopted=True)
+
+    def overwriting(self, item: Item) -> dict[str, Any]:
+        """Say that what is known of an archived recording no longer vouches for its audio."""
+        return {**(item.entry.record or {}), "status": "overwriting"}
+
+    def failed(
+        self,
+        item: Item,
+        status: str,
+        error: Exception,
+        *,
+        permit: Permit,
+        requested_at: datetime,
+        may_give_up: bool,
+    ) -> dict[str, Any]:
+        """
+        Say why there is no recording; beside an archived one, within its sidecar.
+
+        :param status: what the failure means.
+        :param may_give_up: whether ``failed`` may become ``given_up``, when it has lasted for long enough.
+        """
+        now = pendulum.now("UTC")
+        last = item.last_record or {}
+        fields: dict[str, Any] = {}
+        if status == FAILED:
+            fields["first_failed_in"] = first_failed_in(item, self.attempt)
+            if may_give_up and gives_up(item, self.attempt, after=self.give_up_after, now=now):
+                status = GIVEN_UP
+        if item.entry.size is not None:
+            fields["audio_size"] = item.entry.size
+        same = (FAILED, GIVEN_UP) if status in (FAILED, GIVEN_UP) else (status,)
+        record = self._record(
+            item,
+            status,
+            error=str(error),
+            permit=permit.id,
+            requested_at=requested_at,
+            answered_at=now,
+            first_requested_at=moment_of(last.get("first_requested_at")) or requested_at,
+            requests=item.requests(*same) + 1,
+            **fields,
+        )
+        if not item.entry.is_stored:
+            return record
+        record.pop("call", None)
+        return {**(item.entry.record or {}), "overwrite": record}
+
+    def _record(self, item: Item, status: str, **fields: Any) -> dict[str, Any]:
+        record = {
+            "version": 1,
+            "call_id": item.call_id,
+            "status": status,
+            "start_date": item.start,
+            **fields,
+            "archived_at": pendulum.now("UTC"),
+            "amplemarket_conn_id": self.conn_id,
+            **asdict(self.attempt),
+        }
+        texts = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in record.items()}
+        return {**texts, "call": dict(item.call)} if self.is_full else texts
+
+
+def evidence(items: Iterable[Item], conn_id: str, since: float) -> tuple[dict[str, float], list[float]]:
+    """
+    Return the moments of the requests that sidecars tell of: those with a permit by its id, and the others.
+
+    :param conn_id: only requests of this connection.
+    :param since: only requests answered after this moment (seconds since the epoch).
+    """
+    by_permit: dict[str, float] = {}
+    others: list[float] = []
+    for record in (record for item in items for record in item.records):
+        answered_at = moment_of(record.get("answered_at"))
+        if answered_at is None or answered_at.timestamp() <= since or record.get("amplemarket_conn_id") != conn_id:
+            continue
+        if isinstance(record.get("permit"), str):
+            by_permit[record["permit"]] = answered_at.timestamp()
+        else:
+            others.append(answered_at.timestamp())
+    return by_permit, others
