@@ -240,7 +240,7 @@ class Downloads:
         outcomes = [outcome for outcome in crew.outcomes() if isinstance(outcome, Outcome)]
         for outcome in outcomes:
             self._note(plan, outcome)
-        self.requests += crew.busy  # sent, as far as anybody knows
+        self.requests += crew.forget()  # sent, as far as anybody knows
         return outcomes
 
     def _note(self, plan: Plan, outcome: Outcome) -> None:
@@ -327,6 +327,11 @@ class _Crew:
                 found.append(self._outcomes.get_nowait())
         self.busy -= len(found)
         return found
+
+    def forget(self) -> int:
+        """Expect nothing any more; return of how many permits nothing has become."""
+        forgotten, self.busy = self.busy, 0
+        return forgotten
 
     def end(self) -> None:
         """Let the threads end; those that hang are left behind."""

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,22 @@ from airflow_provider_amplemarket.exceptions import (
     LedgerError,
     RateLimitExceededError,
     RecordingNotFoundError,
+    RecordingTooLargeError,
 )
 from airflow_provider_amplemarket.fetch import OUTAGE
 from airflow_provider_amplemarket.hooks.amplemarket import Recording
-from airflow_provider_amplemarket.plan import FAILED, MISSING, NOT_FOUND, STORED, Attempt, Item, Plan, decide
+from airflow_provider_amplemarket.plan import (
+    ALREADY_STORED,
+    FAILED,
+    MISSING,
+    NOT_FOUND,
+    STORED,
+    TOO_LARGE,
+    Attempt,
+    Item,
+    Plan,
+    decide,
+)
 from airflow_provider_amplemarket.quota import Permit
 
 AUDIO = b"ID3 audio"
@@ -114,7 +127,9 @@ class Ledger:
 
 
 def decided(item: Item) -> str:
-    return decide(item, ATTEMPT, overwrite=False, not_found_for=timedelta(days=2), now=pendulum.now("UTC"))
+    """As another run decides."""
+    other = replace(ATTEMPT, run_id="other")
+    return decide(item, other, overwrite=False, not_found_for=timedelta(days=2), now=pendulum.now("UTC"))
 
 
 def plan_of(archive: Archive, count: int) -> Plan:
@@ -360,6 +375,88 @@ def test_what_failed_before_is_asked_for_last(tmp_path: Path) -> None:
     case.plan.set(Item(item.call, Entry(item.entry.place, None, {"status": FAILED})), MISSING)
     case.run()
     assert case.hook.asked == ["c01", "c02", "c03", "c00"]
+
+
+def test_permits_that_come_late_are_not_spent_on_what_another_task_archived_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks that plan at the same moment; the second one's permits come a minute later."""
+    first = Case(tmp_path, 35, concurrency=4, permits=20)
+    second = Case(tmp_path, 35, concurrency=4)
+    second.ledger.clock = lambda: time.time() + 60
+    first.run()
+    listed: list[str] = []
+    list_folder = Archive._list
+    monkeypatch.setattr(Archive, "_list", lambda self, folder: (listed.append(folder), list_folder(self, folder))[1])
+    second.run()
+    assert len(first.hook.asked) == 20
+    assert sorted(second.hook.asked) == [f"c{number:02}" for number in range(20, 35)]
+    assert second.ids(ALREADY_STORED) == first.hook.asked
+    assert len(second.ids(STORED)) == 15
+    assert listed == ["date=2026-11-20"]
+
+
+def test_permits_for_which_nothing_is_left_are_given_back(tmp_path: Path) -> None:
+    first, second = Case(tmp_path, 5), Case(tmp_path, 5)
+    second.ledger.clock = lambda: time.time() + 60
+    first.run()
+    second.run()
+    assert second.hook.asked == []
+    assert second.ids(ALREADY_STORED) == first.ids(STORED)
+    assert second.ledger.unused == second.ledger.given != []
+
+
+def test_permits_that_come_soon_cost_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, 20)
+    monkeypatch.setattr(Archive, "_list", lambda self, folder: pytest.fail("listed"))
+    case.run()
+    assert len(case.ids(STORED)) == 20
+
+
+def test_the_archive_is_looked_at_once_for_many_calls_and_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(tmp_path, 60, concurrency=4)
+    started = time.time() + 60
+    case.ledger.clock = lambda: started + len(case.hook.asked)  # each request takes a second
+    looks: list[int] = []
+    entries = case.archive.entries
+
+    def counted(places: Any) -> Any:
+        places = list(places)
+        looks.append(len(places))
+        return entries(places)
+
+    monkeypatch.setattr(case.archive, "entries", counted)
+    case.run()
+    assert len(case.ids(STORED)) == 60
+    assert looks[0] == 50
+    assert 2 <= len(looks) <= 4
+
+
+def test_what_another_task_has_settled_otherwise_is_not_asked_for(tmp_path: Path) -> None:
+    first = Case(tmp_path, 4, {"c00": RecordingNotFoundError("404"), "c01": RecordingTooLargeError("413")})
+    second = Case(tmp_path, 4)
+    second.plan = plan_of(second.archive, 4)
+    second.ledger.clock = lambda: time.time() + 60
+    first.run()
+    second.run()
+    assert second.hook.asked == []
+    assert (second.ids(NOT_FOUND), second.ids(TOO_LARGE)) == (["c00"], ["c01"])
+
+
+def test_archive_that_cannot_be_listed_gives_the_permits_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, 5)
+    case.ledger.clock = lambda: time.time() + 60
+
+    def broken(places: Any) -> Any:
+        raise ArchiveError("could not be listed")
+
+    monkeypatch.setattr(case.archive, "entries", broken)
+    with pytest.raises(ArchiveError, match="could not be listed"):
+        case.run()
+    assert case.hook.asked == []
+    assert case.ledger.unused == case.ledger.given != []
 
 
 def test_adopting_nothing_leaves_no_trace(tmp_path: Path) -> None:

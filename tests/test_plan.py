@@ -30,6 +30,8 @@ from airflow_provider_amplemarket.plan import (
     Item,
     Plan,
     decide,
+    first_failed_in,
+    gives_up,
 )
 
 NOW = pendulum.datetime(2026, 11, 23, 12)
@@ -194,6 +196,133 @@ def test_the_sidecar_knows_the_start_that_the_list_does_not() -> None:
     assert decided(undated) == NOT_FOUND
 
 
+def not_found(requests: Any, hours: float, start: str = "2026-11-23T00:00:00Z", **fields: Any) -> Item:
+    """A call of this morning that was not found so many times, the last time so many hours before NOW."""
+    answered_at = NOW.subtract(seconds=3600 * hours).isoformat()
+    sidecar = record(NOT_FOUND, OTHERS["another run"], answered_at=answered_at, requests=requests, **fields)
+    return item(sidecar, start=start)
+
+
+@pytest.mark.parametrize(("requests", "hours"), [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 32)])
+def test_not_found_is_asked_again_after_a_pause_that_doubles(requests: int, hours: float) -> None:
+    assert decided(not_found(requests, hours - 0.01), now=NOW) == NOT_FOUND
+    assert decided(not_found(requests, hours), now=NOW) == MISSING
+
+
+@pytest.mark.parametrize("requests", [None, 0, -3, True, "2", 1.5, [2]])
+def test_a_sidecar_that_does_not_tell_the_number_of_requests_has_had_one(requests: Any) -> None:
+    assert decided(not_found(requests, 0.99), now=NOW) == NOT_FOUND
+    assert decided(not_found(requests, 1), now=NOW) == MISSING
+
+
+def test_any_number_of_requests_has_a_pause() -> None:
+    assert decided(not_found(10**9, 24 * 365 * 7), now=NOW) == NOT_FOUND
+
+
+def test_the_last_time_does_not_wait_for_its_turn() -> None:
+    """Once more when the call is old enough; that answer is final."""
+    call = not_found(5, 1, start="2026-11-21T12:00:00Z")
+    assert decided(call, now=NOW) == NOT_FOUND
+    assert decided(call, now=NOW.add(seconds=1)) == MISSING
+    asked = not_found(6, -0.01, start="2026-11-21T12:00:00Z")
+    assert decided(asked, now=NOW.add(years=1)) == NOT_FOUND
+
+
+def test_who_insists_does_not_wait_but_for_what_is_final() -> None:
+    assert decided(not_found(5, 1), now=NOW, insists=True) == MISSING
+    assert decided(not_found(5, 1), now=NOW, overwrite=True) == MISSING
+    assert decided(not_found(5, 1, start="2026-11-20T12:00:00Z"), now=NOW, insists=True) == NOT_FOUND
+
+
+def test_who_insists_asks_once() -> None:
+    assert decided(item(record(NOT_FOUND, answered_at=NOW.isoformat())), now=NOW, insists=True) == NOT_FOUND
+    assert decided(item(record(GIVEN_UP)), RETRY, insists=True) == GIVEN_UP
+
+
+@others
+def test_what_was_given_up_is_final_unless_somebody_insists(writer: Attempt) -> None:
+    assert decided(item(record(GIVEN_UP, writer)), now=NOW.add(years=1)) == GIVEN_UP
+    assert decided(item(record(GIVEN_UP, writer)), insists=True) == MISSING
+    assert decided(item(record(GIVEN_UP, writer)), overwrite=True) == MISSING
+
+
+@pytest.mark.parametrize("status", [NOT_FOUND, GIVEN_UP])
+def test_audio_that_came_without_its_sidecar_is_not_left_alone(status: str) -> None:
+    sidecar = record(status, OTHERS["another run"], answered_at=NOW.isoformat())
+    assert decided(item(sidecar, 9), now=NOW) == MISSING
+    assert decided(item({**sidecar, "audio_size": 9}, 9), now=NOW) == status
+
+
+# --- Giving up ------------------------------------------------------------------------------------------------------
+
+FIRST_RUN = {"dag_id": "dag", "run_id": "run-0"}
+
+
+def gives(last: Mapping[str, Any] | None, days: float = 3, attempt: Attempt = FIRST_TRY) -> bool:
+    return gives_up(item(last), attempt, after=timedelta(days=days), now=NOW)
+
+
+def failed(days: float, writer: Attempt = FIRST_TRY, first: Any = FIRST_RUN, status: str = FAILED) -> dict[str, Any]:
+    """A sidecar of a call that was first asked for so many days before NOW."""
+    return record(status, writer, first_requested_at=NOW.subtract(days=days).isoformat(), first_failed_in=first)
+
+
+def test_a_failure_is_given_up_when_it_has_lasted() -> None:
+    assert gives(failed(3))
+    assert not gives(failed(2.99))
+    assert gives(failed(2.99), days=2.99)
+
+
+@pytest.mark.parametrize("last", [None, record(NOT_FOUND), record(TOO_LARGE), {**failed(9), "status": NOT_FOUND}])
+def test_a_first_failure_is_never_given_up(last: Mapping[str, Any] | None) -> None:
+    assert not gives(last, days=0)
+
+
+@pytest.mark.parametrize("attempt", [FIRST_TRY, RETRY, CLEARED, replace(FIRST_TRY, task_id="other", map_index=3)])
+def test_one_run_gives_nothing_up_however_often_it_asks(attempt: Attempt) -> None:
+    assert not gives(failed(9, first=attempt.run), days=0, attempt=attempt)
+
+
+@pytest.mark.parametrize("writer", [OTHERS["another run"], OTHERS["another DAG"]])
+def test_with_nothing_to_wait_for_the_second_run_gives_up(writer: Attempt) -> None:
+    assert gives(failed(0, writer, first=writer.run), days=0)
+
+
+def test_older_sidecars_name_no_first_run_but_their_own() -> None:
+    last = failed(3, OTHERS["another run"])
+    del last["first_failed_in"]
+    assert gives(last)
+    assert not gives({**last, **asdict(FIRST_TRY)})
+
+
+def test_what_was_given_up_is_given_up_again() -> None:
+    assert gives(failed(0, status=GIVEN_UP, first=FIRST_TRY.run))
+
+
+@pytest.mark.parametrize("moment", [None, "x", 7])
+def test_without_a_moment_nothing_is_given_up(moment: Any) -> None:
+    assert not gives({**failed(9), "first_requested_at": moment}, days=0)
+
+
+def test_attempts_to_overwrite_are_given_up_too() -> None:
+    assert gives(record(STORED, overwrite=failed(3)))
+    assert not gives(record(STORED, overwrite=failed(2)))
+
+
+@pytest.mark.parametrize(
+    ("last", "first"),
+    [
+        (None, FIRST_TRY.run),
+        (record(NOT_FOUND, OTHERS["another run"]), FIRST_TRY.run),
+        (failed(1), FIRST_RUN),
+        (failed(1, status=GIVEN_UP), FIRST_RUN),
+        (record(FAILED, OTHERS["another DAG"]), {"dag_id": "other", "run_id": "run-1"}),
+    ],
+)
+def test_the_first_run_that_failed_is_kept(last: Mapping[str, Any] | None, first: Any) -> None:
+    assert first_failed_in(item(last), FIRST_TRY) == first
+
+
 @pytest.mark.parametrize("status", ["", "else", None, 7, ["stored"]])
 def test_a_status_that_is_not_known_is_missing(status: Any) -> None:
     assert decided(item({"status": status})) == MISSING
@@ -251,6 +380,18 @@ def test_what_is_to_be_done_comes_oldest_first_and_undated_last() -> None:
     assert [found.call_id for found in plan.having(MISSING, STORED)] == ["done", "a", "b", "early", "late", *undated]
     assert plan.having(FAILED) == []
     assert plan.having() == []
+
+
+def test_what_was_never_asked_for_comes_first_and_what_failed_last() -> None:
+    plan = Plan()
+    statuses = {"a": FAILED, "b": NOT_FOUND, "c": None, "d": GIVEN_UP, "e": NOT_FOUND, "f": None, "g": FAILED}
+    for number, (call_id, status) in enumerate(statuses.items()):
+        fields = {"status": status} if status else {}
+        plan.set(call(call_id, f"2026-11-{10 + number}T00:00:00Z", **fields), MISSING)
+    overwritten = call("h", "2026-11-01T00:00:00Z", status=STORED, overwrite={"status": FAILED})
+    plan.set(overwritten, MISSING)
+    plan.set(call("done", "2026-11-01T00:00:00Z", status=STORED), ALREADY_STORED)
+    assert [found.call_id for found in plan.queue()] == ["c", "f", "b", "e", "h", "a", "d", "g"]
 
 
 def test_fractions_of_a_second_do_not_disturb_the_order() -> None:

@@ -1,0 +1,365 @@
+"""Recordings that do not come: no call stops the others, none keeps a DAG red for ever, and none eats the quota."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_amplemarket.archive import Archive
+from airflow_provider_amplemarket.exceptions import AmplemarketError, ArchiveIncompleteError
+from tests.operators.conftest import Bench, RealAirflow, Row, call, calls
+
+LEDGER = "amplemarket_quota__amplemarket_default"
+#: Ways in which a recording may never come whole.
+NEVER_WHOLE = ("cut", "empty", "error-500", "html", "forbidden", "refuse")
+
+
+class TestGivingUp:
+    @pytest.mark.parametrize("fault", NEVER_WHOLE)
+    def test_a_recording_that_never_comes_whole_is_given_up(
+        self, bench: Bench, fault: str, logs: pytest.LogCaptureFixture
+    ) -> None:
+        bad, good = call(f"bad--{fault}"), call("good", 9)
+        bench.start(bad, good)
+        first = bench.run("monday")
+        assert isinstance(first.error, ArchiveIncompleteError)
+        for day in ("tuesday", "wednesday"):
+            bench.age(bad, days=1)
+            assert isinstance(bench.run(day).error, ArchiveIncompleteError)
+        bench.age(bad, days=1)
+        reason = bench.record(bad)["error"]
+        last = bench.run("thursday").ok
+        assert last.asked == [bad["id"]] or fault == "refuse"
+        assert last.counts() == {"already_stored": 1, "given_up": 1}
+        assert list(last.statuses) == ["good"]
+        warnings = [record.getMessage() for record in logs.records if record.levelname == "WARNING"]
+        assert any("is given up" in text and bad["id"] in text and reason in text for text in warnings)
+        record = bench.record(bad)
+        assert (record["status"], record["requests"], record["error"]) == ("given_up", 4, reason)
+        assert record["first_failed_in"] == {"dag_id": "calls", "run_id": "monday"}
+        # That is final.
+        later = bench.run("friday").ok
+        assert (later.asked, later.counts()) == ([], {"already_stored": 1, "given_up": 1})
+
+    def test_tries_of_one_run_give_nothing_up(self, bench: Bench) -> None:
+        bad = call("bad--cut")
+        bench.start(bad)
+        for try_number in (1, 2, 3):
+            outcome = bench.run("monday", try_number=try_number, give_up_after=timedelta(0))
+            assert isinstance(outcome.error, ArchiveIncompleteError)
+        assert bench.record(bad)["status"] == "failed"
+
+    def test_nothing_to_wait_for(self, bench: Bench) -> None:
+        bad = call("bad--cut")
+        bench.start(bad)
+        assert isinstance(bench.run("monday", give_up_after=timedelta(0)).error, ArchiveIncompleteError)
+        assert bench.run("tuesday", give_up_after=timedelta(0)).ok.counts() == {"given_up": 1}
+        assert bench.run("wednesday", give_up_after=timedelta(0)).ok.asked == []
+        assert len(bench.sandbox.recording_requests()) == 2
+
+    @pytest.fixture
+    def given_up(self, bench: Bench) -> Row:
+        bad = call("bad--cut")
+        bench.start(bad)
+        bench.run("monday", give_up_after=timedelta(0))
+        bench.run("tuesday", give_up_after=timedelta(0)).ok  # noqa: B018
+        assert bench.record(bad)["status"] == "given_up"
+        return bad
+
+    ASKING = pytest.mark.parametrize(
+        "again",
+        [
+            {"run_id": "tuesday", "try_number": 2, "max_tries": 3},
+            {"run_id": "wednesday", "call_ids": ["bad--cut"]},
+            {"run_id": "wednesday", "overwrite": True},
+        ],
+        ids=["cleared", "named", "overwritten"],
+    )
+
+    @ASKING
+    def test_asked_for_again_it_may_have_become_whole(self, bench: Bench, given_up: Row, again: Row) -> None:
+        bench.sandbox.set_fault(given_up["id"], None)
+        assert bench.run(**again).ok.counts() == {"stored": 1}
+        assert bench.holds(given_up)
+
+    @ASKING
+    def test_asked_for_again_it_is_given_up_again(self, bench: Bench, given_up: Row, again: Row) -> None:
+        outcome = bench.run(**again).ok
+        assert (outcome.asked, outcome.counts()) == ([given_up["id"]], {"given_up": 1})
+        # And asked for once, by whatever tries.
+        retry = bench.run(**{**again, "try_number": 3}).ok
+        assert (retry.asked, retry.counts()) == ([], {"given_up": 1})
+
+    def test_a_retry_is_no_clearing(self, bench: Bench, given_up: Row) -> None:
+        assert bench.run("wednesday", try_number=3, max_tries=2).ok.asked == []
+
+    def test_a_call_that_was_not_there_for_days_is_not_given_up_by_its_first_failure(self, bench: Bench) -> None:
+        row = call("x--not-found", 20)
+        bench.start(row)
+        bench.run("monday").ok  # noqa: B018
+        bench.age(row, days=5)
+        bench.sandbox.set_fault(row["id"], "error-500")
+        assert isinstance(bench.run("tuesday").error, ArchiveIncompleteError)
+
+    def test_an_outage_gives_nothing_up(self, bench: Bench) -> None:
+        rows = calls(12)
+        sandbox = bench.start(*rows)
+        for row in rows:
+            sandbox.set_fault(row["id"], "error-503")
+        for day in ("monday", "tuesday"):
+            bench.run(day, give_up_after=timedelta(0), max_concurrency=1)
+        assert bench.record(rows[9])["status"] == "failed"  # the tenth: what is wrong is the API
+
+    def test_in_airflow_clearing_a_task_asks_again(
+        self, bench: Bench, airflow: RealAirflow, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        bad = call("bad--cut")
+        bench.start(bad)
+        body = f"Archive(task_id='archive', path={bench.path!r}, give_up_after=timedelta(0))"
+        assert airflow.test(body).state == "failed"
+        run = airflow.test(body)
+        assert (run.state, run.xcom("summary")["given_up"], run.xcom("summary")["failed"]) == ("success", 1, 0)
+        assert airflow.test(body).state == "success"
+        assert len(bench.sandbox.recording_requests()) == 2
+        assert "is given up" in "".join(capfd.readouterr())
+
+
+def test_airflow_raises_max_tries_of_what_is_cleared_and_of_nothing_else(airflow_db: Path) -> None:
+    """The arithmetic by which a cleared task is known."""
+    from inspect import getsource
+
+    from airflow.models import taskinstance
+
+    source = getsource(taskinstance)
+    assert "ti.max_tries = ti.try_number + task.retries" in source
+    assert re.findall(r"max_tries = (.*)", source).count("self.task.retries") == 1
+
+
+class TestForbidden:
+    def test_one_recording_that_is_refused_is_its_own_failure(self, bench: Bench) -> None:
+        bad, good = call("bad--forbidden", 20), calls(8)
+        bench.start(bad, *good)
+        first = bench.run("monday")
+        assert isinstance(first.error, ArchiveIncompleteError)
+        assert "bad--forbidden" in str(first.error)
+        assert all(bench.has(row) for row in good)
+        assert bench.record(bad)["status"] == "failed"
+        assert "403" in bench.record(bad)["error"]
+        # New calls come first.
+        late = call("late", 1)
+        bench.sandbox.add_calls(late)
+        second = bench.run("tuesday", max_concurrency=1)
+        assert second.asked == ["late", "bad--forbidden"]
+        assert bench.has(late)
+
+    @pytest.mark.parametrize("concurrency", [1, 4, 16, 32])
+    def test_a_refused_key_costs_three_requests(self, bench: Bench, concurrency: int) -> None:
+        rows = [call(f"x{number:02}--forbidden", 9 - number / 60) for number in range(40)]
+        bench.start(*rows, limit=100)
+        outcome = bench.run(max_concurrency=concurrency)
+        assert isinstance(outcome.error, AirflowFailException)
+        assert "password of connection 'amplemarket_default'" in str(outcome.error)
+        assert len(outcome.asked) == 3
+        assert outcome.counts() == {"failed": 3}
+        assert outcome.summary["left"] == 37
+        assert bench.ledger.spent == 3
+
+    def test_refusals_with_a_success_between_them_are_not_the_keys(self, bench: Bench) -> None:
+        rows = calls(12)
+        sandbox = bench.start(*rows)
+        for row in rows[::3]:
+            sandbox.set_fault(row["id"], "forbidden")
+        outcome = bench.run(max_concurrency=1)
+        assert isinstance(outcome.error, ArchiveIncompleteError)
+        assert outcome.counts() == {"stored": 8, "failed": 4}
+
+    def test_a_key_that_is_refused_later_costs_hardly_more(self, bench: Bench) -> None:
+        rows = calls(40)
+        sandbox = bench.start(*rows, limit=100)
+        for row in rows[5:]:
+            sandbox.set_fault(row["id"], "forbidden")
+        outcome = bench.run(max_concurrency=16)
+        assert isinstance(outcome.error, AirflowFailException)
+        assert len(outcome.asked) <= 5 + 3 + 10
+
+
+class TestOutage:
+    @pytest.mark.parametrize("concurrency", [1, 4, 16, 32])
+    @pytest.mark.parametrize("fault", ["error-503", "refuse"])
+    def test_an_outage_costs_ten_requests(self, bench: Bench, concurrency: int, fault: str) -> None:
+        rows = [call(f"x{number:02}--{fault}", 9 - number / 60) for number in range(60)]
+        bench.start(*rows, limit=100)
+        outcome = bench.run(max_concurrency=concurrency)
+        assert type(outcome.error) is AmplemarketError
+        assert "10 requests in a row failed" in str(outcome.error)
+        assert len(bench.sandbox.recording_requests()) == 10
+        assert outcome.counts() == {"failed": 10}
+        assert outcome.summary["permits_spent"] == bench.ledger.spent == 10
+
+    def test_in_good_times_as_many_bodies_stream_as_are_wanted(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each body waits for all the others to have begun."""
+        rows = [call(f"x{number:02}--drip", 9 - number / 60) for number in range(32)]
+        bench.start(*rows, limit=100)
+        together = threading.Barrier(32, timeout=60)
+        hook = type(bench.operator().hook)
+        save = hook._save
+
+        def meet(self: Any, *arguments: Any) -> Any:
+            together.wait()
+            return save(self, *arguments)
+
+        monkeypatch.setattr(hook, "_save", meet)
+        assert bench.run(max_concurrency=32).ok.counts() == {"stored": 32}
+
+    def test_an_archive_that_takes_no_recording_costs_ten(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench.start(*calls(40))
+        publish = Archive.publish
+
+        def refuse(self: Archive, local: Path, key: str, content_type: str) -> None:
+            if key.endswith(".mp3"):
+                raise OSError("quota of the bucket")
+            publish(self, local, key, content_type)
+
+        monkeypatch.setattr(Archive, "publish", refuse)
+        outcome = bench.run(max_concurrency=1)
+        assert type(outcome.error) is AmplemarketError
+        assert 10 <= len(outcome.asked) <= 12  # downloads go on while recordings are published
+
+
+class TestOrder:
+    def test_never_asked_then_not_found_then_failed(self, bench: Bench) -> None:
+        bad, absent, new = call("bad--cut", 30), call("absent--not-found", 29), call("new", 2)
+        bench.start(bad, absent)
+        bench.run("monday")
+        bench.age(absent, hours=1)
+        bench.sandbox.add_calls(new)
+        assert bench.run("tuesday", max_concurrency=1).asked == ["new", "absent--not-found", "bad--cut"]
+
+    def test_calls_without_recording_do_not_eat_the_quota(self, bench: Bench) -> None:
+        """An hourly DAG whose whole quota they would be."""
+        absent = [call(f"absent{number}--not-found", 12 - number / 60) for number in range(5)]
+        bench.start(*absent, limit=5, period=2.0)
+        bench.run("hour-0").ok  # noqa: B018
+        asked = []
+        for hour in range(1, 9):
+            new = call(f"new-{hour}", 1)
+            bench.sandbox.add_calls(new)
+            for row in absent:
+                bench.age(row, hours=1)
+            outcome = bench.run(f"hour-{hour}").ok
+            assert outcome.asked[0] == new["id"]
+            assert outcome.statuses[new["id"]] == "stored"
+            asked.append(len(outcome.asked) - 1)
+        assert asked == [5, 0, 5, 0, 0, 0, 5, 0]
+        assert bench.record(absent[0])["requests"] == 4
+
+    def test_who_names_a_call_does_not_wait(self, bench: Bench) -> None:
+        bench.start(call("x--not-found"))
+        assert bench.run("monday").ok.asked == ["x--not-found"]
+        assert bench.run("tuesday").ok.asked == []
+        assert bench.run("wednesday", call_ids=["x--not-found"]).ok.asked == ["x--not-found"]
+        assert bench.run("thursday", overwrite=True).ok.asked == ["x--not-found"]
+
+
+class TestNothingWithoutARecord:
+    @pytest.mark.parametrize("fault", ["not-found", "too-large", "cut"])
+    def test_what_cannot_be_put_on_record_fails_the_run(
+        self, bench: Bench, fault: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.start(call(f"x--{fault}"), *calls(3))
+        write = Archive.write_record
+
+        def refuse(self: Archive, place: Any, record: Any, directory: Path) -> None:
+            if place.audio.endswith(f"x--{fault}.mp3"):
+                raise OSError(36, "File name too long")
+            write(self, place, record, directory)
+
+        monkeypatch.setattr(Archive, "write_record", refuse)
+        outcome = bench.run()
+        assert isinstance(outcome.error, ArchiveIncompleteError)
+        assert re.search(rf"1 recordings failed: x--{fault} \(.*File name too long", str(outcome.error))
+        assert outcome.counts() == {"stored": 3, "failed": 1}
+
+
+class TestEvidence:
+    """What the archive knows of requests counts, whatever the ledger says."""
+
+    @pytest.mark.parametrize("lost", ["deleted", "older"])
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_ledger_that_lost_its_entries(self, bench: Bench, lost: str, overwrite: bool) -> None:
+        rows = [call("a--not-found", 20), call("b--cut", 19), *calls(8)]
+        sandbox = bench.start(*rows, limit=6, period=600.0)
+        older = bench.ledger.texts[LEDGER]
+        bench.run("monday", call_ids=[row["id"] for row in rows[:4]])
+        if lost == "deleted":
+            bench.ledger.texts.clear()
+        else:
+            bench.ledger.texts[LEDGER] = older
+        outcome = bench.run("tuesday", max_wait=timedelta(0), overwrite=overwrite)
+        assert isinstance(outcome.error, ArchiveIncompleteError)
+        assert len(outcome.asked) == 2
+        assert sandbox.most_in_any_period() == 6
+        assert bench.ledger.spent == 6
+
+    def test_no_request_counts_twice(self, bench: Bench) -> None:
+        rows = calls(6)
+        bench.start(*rows, limit=6, period=600.0)
+        bench.run("monday", call_ids=[row["id"] for row in rows[:3]]).ok  # noqa: B018
+        assert bench.run("tuesday").ok.counts() == {"stored": 3, "already_stored": 3}
+        assert bench.ledger.spent == 6
+
+    def test_attempts_to_overwrite_are_known_too(self, bench: Bench) -> None:
+        row = call("one")
+        sandbox = bench.start(row, limit=3, period=600.0)
+        bench.run("monday").ok  # noqa: B018
+        sandbox.set_fault("one", "cut")
+        bench.run("tuesday", overwrite=True)
+        record = bench.record(row)
+        permits = {record["permit"], record["overwrite"]["permit"]}
+        assert set(json.loads(bench.ledger.texts[LEDGER])["spent"]) == permits
+        bench.ledger.texts.clear()
+        sandbox.add_calls(*calls(3))
+        outcome = bench.run("wednesday", max_wait=timedelta(0))
+        assert len(outcome.asked) == 1
+        assert sandbox.most_in_any_period() == 3
+
+    def test_sidecars_without_permits_count_where_there_is_no_ledger(self, bench: Bench) -> None:
+        rows = calls(6)
+        sandbox = bench.start(*rows, limit=4, period=600.0)
+        bench.run("monday", call_ids=[row["id"] for row in rows[:3]]).ok  # noqa: B018
+        for row in rows[:3]:
+            record = bench.record(row)
+            del record["permit"]
+            bench.sidecar(row).write_text(json.dumps(record))
+        bench.ledger.texts.clear()
+        assert len(bench.run("tuesday", max_wait=timedelta(0)).asked) == 1
+        assert sandbox.most_in_any_period() == 4
+
+
+def test_two_tasks_at_once_ask_for_nothing_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool has two slots by mistake: one task plans, and its permits come when the other is done."""
+    rows = calls(20)
+    bench.start(*rows)
+    check = Archive.check_writable
+    others: list[Any] = []
+
+    def late(self: Archive) -> None:
+        check(self)
+        if not others:
+            others.append(None)
+            others.append(bench.run("other").ok)
+
+    monkeypatch.setattr(Archive, "check_writable", late)
+    monkeypatch.setattr("airflow_provider_amplemarket.downloads.FRESH_FOR", 0.0)
+    outcome = bench.run("slow").ok
+    assert outcome.counts() == {"already_stored": 20}
+    assert len(bench.sandbox.recording_requests()) == 20

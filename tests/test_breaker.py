@@ -1,0 +1,167 @@
+"""How many requests are sent before a row of failures is noticed: so many as the limit says, however many threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from airflow_provider_amplemarket.breaker import CircuitBreaker, Request
+
+
+def now_or_never(breaker: CircuitBreaker) -> Request | None:
+    """Enter without waiting."""
+    answers = iter([True, False])
+    return breaker.enter(lambda: next(answers))
+
+
+def entered(breaker: CircuitBreaker, most: int = 100) -> list[Request]:
+    """Enter as often as that is possible without waiting."""
+    found: list[Request] = []
+    while len(found) < most and (request := now_or_never(breaker)):
+        found.append(request)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_amplemarket.breaker._LOOK", 0.001)
+
+
+def test_no_more_are_unanswered_than_may_fail() -> None:
+    breaker = CircuitBreaker({"outage": 10})
+    assert len(entered(breaker)) == 10
+
+
+def test_each_failure_takes_one_place_until_there_is_none() -> None:
+    breaker = CircuitBreaker({"outage": 3})
+    first, second, third = entered(breaker)
+    assert not first.failed("outage")
+    assert entered(breaker) == []
+    assert not second.failed("outage")
+    assert not breaker.is_open
+    assert third.failed("outage")
+    assert breaker.is_open
+    assert entered(breaker) == []
+
+
+def test_a_good_answer_frees_all_places() -> None:
+    breaker = CircuitBreaker({"outage": 3})
+    first, second, third = entered(breaker)
+    first.failed("outage")
+    second.failed("outage")
+    third.served("outage")
+    assert len(entered(breaker)) == 3
+
+
+def test_a_body_that_streams_is_answered() -> None:
+    breaker = CircuitBreaker({"outage": 2})
+    streams = []
+    for _ in range(32):
+        (request, *_) = entered(breaker, most=1)
+        request.served("outage")
+        streams.append(request)
+    assert len(streams) == 32
+
+
+def test_a_request_is_answered_once() -> None:
+    breaker = CircuitBreaker({"outage": 2})
+    request, _ = entered(breaker)
+    request.served("outage")
+    request.served("outage")
+    request.answered("outage")
+    assert len(entered(breaker)) == 1
+
+
+def test_a_failure_after_a_good_answer_counts_and_frees_nothing() -> None:
+    breaker = CircuitBreaker({"outage": 3})
+    request, *_ = entered(breaker)
+    request.served()
+    assert not request.failed("outage")
+    assert entered(breaker) == []
+
+
+def test_kinds_are_counted_apart_and_any_of_them_opens() -> None:
+    breaker = CircuitBreaker({"outage": 5, "key": 2})
+    first, second = entered(breaker)
+    first.failed("outage")
+    assert not second.failed("key", "outage")  # an answer, so no outage
+    (third,) = entered(breaker)
+    assert third.failed("key")
+    assert breaker.is_open
+
+
+def test_trusting_kinds_leave_the_others_alone_after_a_good_answer_until_one_fails() -> None:
+    breaker = CircuitBreaker({"outage": 10, "key": 3}, trusting=["key"])
+    first, *others = entered(breaker)
+    assert len(others) == 2
+    first.served("outage", "key")
+    more = entered(breaker)
+    assert len(more) == 8
+    assert not more[0].failed("key")
+    assert entered(breaker) == []
+    assert not more[1].failed("key")
+    assert more[2].failed("key")
+
+
+def test_opened_by_hand_it_lets_nothing_through_and_wakes_those_that_wait() -> None:
+    breaker = CircuitBreaker({"outage": 1})
+    assert now_or_never(breaker)
+    found: list[Request | None] = []
+    waiting = threading.Thread(target=lambda: found.append(breaker.enter(lambda: True)))
+    waiting.start()
+    breaker.open()
+    waiting.join(10)
+    assert found == [None]
+
+
+def test_one_that_waits_gives_up_when_it_is_not_wanted_any_more() -> None:
+    breaker = CircuitBreaker({"outage": 1})
+    assert now_or_never(breaker)
+    deadline = time.monotonic() + 0.05
+    assert breaker.enter(lambda: time.monotonic() < deadline) is None
+
+
+def ask(threads: int, answer: Callable[[int], bool], requests: int = 500) -> int:
+    """Let threads send requests until the circuit is open; return how many were sent."""
+    breaker = CircuitBreaker({"outage": 10})
+    sent: list[int] = []
+    lock = threading.Lock()
+
+    def work() -> None:
+        while len(sent) < requests and (request := breaker.enter(lambda: True)):
+            with lock:
+                sent.append(0)
+                number = len(sent)
+            time.sleep(Random(number).uniform(0, 0.002))
+            if answer(number):
+                request.served("outage")
+            else:
+                request.failed("outage")
+
+    crew = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in crew)
+    return len(sent)
+
+
+@pytest.mark.parametrize("threads", [1, 4, 16, 32, 64])
+def test_ten_failures_are_ten_requests_whatever_the_number_of_threads(threads: int) -> None:
+    assert ask(threads, lambda number: False) == 10
+
+
+@pytest.mark.parametrize("threads", [1, 16, 64])
+def test_ten_failures_after_some_good_answers_are_hardly_more(threads: int) -> None:
+    # A good answer may come after failures that were asked for later.
+    assert 60 <= ask(threads, lambda number: number <= 50) <= 70
+
+
+@pytest.mark.parametrize("threads", [4, 64])
+def test_single_failures_open_nothing(threads: int) -> None:
+    assert ask(threads, lambda number: number % 3 > 0) >= 500
