@@ -52,6 +52,12 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_provider_amplemarket.operators.recording"],
             }
         ],
+        "triggers": [
+            {
+                "integration-name": "Amplemarket",
+                "python-modules": ["airflow_provider_amplemarket.triggers.quota"],
+            }
+        ],
         "connection-types": [
             {
                 "connection-type": "amplemarket",

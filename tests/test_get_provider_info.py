@@ -43,7 +43,7 @@ def test_package_and_version_are_those_of_the_distribution() -> None:
     assert info["versions"] == [airflow_provider_amplemarket.__version__]
 
 
-@pytest.mark.parametrize("section", ["hooks", "operators"])
+@pytest.mark.parametrize("section", ["hooks", "operators", "triggers"])
 def test_every_module_that_is_named_exists(section: str) -> None:
     info = get_provider_info()
     integrations = {integration["integration-name"] for integration in info["integrations"]}
