@@ -41,7 +41,8 @@ def resolve(context: Mapping[str, Any], *, start: Any, end: Any, lookback: timed
     :param start: a moment, or its text (ISO 8601, UTC where no zone is given); nothing for the default.
     :param end: likewise.
     :param lookback: how much earlier the window begins, because calls appear late.
-    :raises AmplemarketConfigurationError: when a moment cannot be read, or the window would be empty.
+    :raises AmplemarketConfigurationError: when a moment cannot be read, the start is after the end, or the window
+        would be empty.
     """
     run = context["dag_run"]
     interval = _moment(context.get("data_interval_start")), _moment(context.get("data_interval_end"))
@@ -57,6 +58,11 @@ def resolve(context: Mapping[str, Any], *, start: Any, end: Any, lookback: timed
         if is_scheduled or not has_interval:
             previous = _moment(context.get("prev_data_interval_end_success"))
             first = min(first, previous) if previous else first
+    if first > last:
+        raise AmplemarketConfigurationError(
+            f"start={first.isoformat()} is after end={last.isoformat()}; change start or end, which default to the "
+            "run's data interval"
+        )
     try:
         window = Window(first - lookback, last)
     except OverflowError:
@@ -76,7 +82,9 @@ def _read(name: str, value: Any) -> pendulum.DateTime | None:
             return moment.in_timezone("UTC")
     except (AttributeError, IndexError, TypeError, ValueError, OverflowError):
         pass
-    raise AmplemarketConfigurationError(f"{name}={value!r} is no moment, like 2026-11-20T00:00:00Z")
+    raise AmplemarketConfigurationError(
+        f"{name}={value!r} is not a valid datetime; use ISO 8601, e.g. 2026-11-20T00:00:00Z"
+    )
 
 
 def _moment(value: datetime | None) -> pendulum.DateTime | None:

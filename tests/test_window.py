@@ -179,16 +179,29 @@ def test_a_template_of_nothing_is_nothing(nothing: str | None) -> None:
     ids=str,
 )
 def test_what_is_no_moment_is_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(AmplemarketConfigurationError, match=f"^{name}=.* is no moment"):
+    with pytest.raises(
+        AmplemarketConfigurationError,
+        match=f"^{name}=.* is not a valid datetime; use ISO 8601, e.g. 2026-11-20T00:00:00Z$",
+    ):
         window(context(), **{name: value})
 
 
-@pytest.mark.parametrize(
-    ("start", "end"), [("2026-11-20", "2026-11-20"), ("2026-11-21", "2026-11-20")], ids=["empty", "backwards"]
-)
-def test_an_empty_window_is_refused(start: str, end: str) -> None:
+def test_an_empty_window_is_refused() -> None:
     with pytest.raises(AmplemarketConfigurationError, match="is empty; change start, end or lookback"):
-        window(context(), start=start, end=end)
+        window(context(), start="2026-11-20", end="2026-11-20")
+
+
+@pytest.mark.parametrize("lookback", [NOTHING, MONTH])
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("2026-11-21", "2026-11-20"), ("2026-11-21T00:00:01Z", None), (None, "2026-11-19T23:59:59Z")],
+    ids=["both", "after the interval", "before the interval"],
+)
+def test_a_start_after_the_end_is_refused_whatever_the_lookback(
+    start: str | None, end: str | None, lookback: timedelta
+) -> None:
+    with pytest.raises(AmplemarketConfigurationError, match=r"^start=2026-11-2\S+ is after end=2026-11-\S+;"):
+        window(context(), start=start, end=end, lookback=lookback)
 
 
 def test_a_run_that_would_look_at_nothing_is_refused() -> None:
