@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 FRESH_FOR = 30.0
 #: So many calls are then looked up together.
 LOOK_AHEAD = 50
+#: Where more recordings than this are wanted, the log tells the progress after so many instead of every single one.
+MANY = 10
 #: Seconds that threads are waited for which do not end when they are told to.
 PATIENCE = 3.0
 
@@ -72,6 +74,8 @@ class Downloads:
     give_up_after: timedelta
     cancel: threading.Event
     requests: int = 0
+    _are_many: bool = False
+    _archived: int = 0
     _answers: list[float] = field(default_factory=list)
     _looked_at: dict[str, float] = field(default_factory=dict)
 
@@ -96,17 +100,18 @@ class Downloads:
         queue = deque(plan.queue())
         if not queue:
             return
+        self._are_many = len(queue) > MANY
         with self.archive.staging() as directory:
             crew = _Crew(self._fetcher, min(self.concurrency, len(queue)), directory)
             try:
                 self._spend(plan, queue, crew)
-                if self._fetcher.fatal is not None:
-                    raise self._fetcher.fatal
             except BaseException:  # a time-out, for example
                 self._abandon(plan, crew)
                 raise
             finally:
                 crew.end()
+        if self._fetcher.fatal is not None:
+            raise self._fetcher.fatal
 
     def adopt(self, plan: Plan) -> None:
         """
@@ -251,7 +256,7 @@ class Downloads:
             self._answers.append(outcome.answered_at)
         plan.set(item, outcome.status)
         if outcome.status == STORED:
-            log.info("Archived %s (%d bytes)", self.archive.uri(item.entry.place.audio), item.entry.size)
+            self._tell(plan, item)
             if not (item.entry.record or {}).get("is_mpeg"):
                 log.warning("The recording of call %s does not begin like MPEG audio; it is as served", item.call_id)
         elif outcome.status == GIVEN_UP:
@@ -271,6 +276,14 @@ class Downloads:
                 "Waiting before the next request.",
                 error,
             )
+
+    def _tell(self, plan: Plan, item: Item) -> None:
+        """Say what was archived; where there are many, at times how far it is instead."""
+        level = logging.DEBUG if self._are_many else logging.INFO
+        log.log(level, "Archived %s (%d bytes)", self.archive.uri(item.entry.place.audio), item.entry.size)
+        self._archived += 1
+        if self._are_many and self._archived % MANY == 0:
+            log.info("%s", plan.progress())
 
 
 class _Report:

@@ -258,6 +258,14 @@ class Plan:
         """Return what is to be asked for: first what never was, last what has failed; oldest first."""
         return sorted(self.having(MISSING), key=lambda item: item.turn)
 
+    def progress(self) -> str:
+        """Say in a few words how far it is."""
+        counts = Counter(self.statuses.values())
+        archived, failed = counts[STORED] + counts[ALREADY_STORED], counts[FAILED]
+        return f"{archived} of {len(self.statuses)} archived, {counts[MISSING]} left" + (
+            f", {failed} failed" if failed else ""
+        )
+
     def failures(self) -> dict[str, str]:
         """Answer the calls that failed, with the reason."""
         reasons = {item.call_id: str((item.last_record or {}).get("error")) for item in self.having(FAILED)}
