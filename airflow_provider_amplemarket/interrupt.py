@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
-from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 #: What an interrupted trigger hands to the task.
@@ -58,13 +57,3 @@ def firing_when_interrupted(run: _Run) -> _Run:
             yield TriggerEvent(INTERRUPTED)  # type: ignore[no-untyped-call]
 
     return run_or_fire
-
-
-class MomentTrigger(DateTimeTrigger):
-    """Fire when a moment has come, or when Ctrl-C stops ``dags test``."""
-
-    run = firing_when_interrupted(DateTimeTrigger.run)
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what the triggerer makes the trigger of."""
-        return f"{__name__}.{type(self).__name__}", super().serialize()[1]

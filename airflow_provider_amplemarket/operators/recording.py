@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,10 @@ from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveIncompleteError,
     AuthenticationError,
+    LedgerBusyError,
 )
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
-from airflow_provider_amplemarket.interrupt import MomentTrigger, failing_when_interrupted
+from airflow_provider_amplemarket.interrupt import failing_when_interrupted
 from airflow_provider_amplemarket.layout import DEFAULT_KEY, Layout
 from airflow_provider_amplemarket.plan import (
     ALREADY_STORED,
@@ -41,16 +43,25 @@ from airflow_provider_amplemarket.plan import (
 from airflow_provider_amplemarket.plugin import POOL_NAME
 from airflow_provider_amplemarket.quota import Ledger, RateLimit
 from airflow_provider_amplemarket.records import evidence
+from airflow_provider_amplemarket.selection import NamedCalls, is_nothing, read_call_ids
+from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
 from airflow_provider_amplemarket.window import resolve
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_amplemarket.connection import ConnectionSettings
 
 #: Waits shorter than this many seconds, or than a quarter of the period, are slept in the worker: a trigger that
 #: fires at once can race the scheduler, which then fails a healthy task.
 SLEEP_BELOW = 60.0
 #: How much of the pace of the last burst is relied on: where the next one is faster, the permits should be there.
 RELIED_ON = 0.9
+#: Seconds by which this machine's clock may differ from the API's before that is worth a warning.
+CLOCK_TOLERANCE = 1.0
+
+#: What a parameter is that the DAG does not give, where None may be what a template or an XCom came to.
+_NOT_GIVEN: Any = object()
 
 
 def has_duration(call: Call) -> bool:
@@ -75,8 +86,9 @@ class AmplemarketRecordingOperator(BaseOperator):
     :param end: moment after the window's last; the data interval's end by default, or the moment from which the
         run was due. (templated)
     :param lookback: how much earlier than ``start`` the window begins: calls appear in the API days late.
-    :param call_ids: archive exactly these calls, whatever the window has: ids, or rows with a ``call_id``. Ids
-        that the API's list no longer knows go under ``undated/``. ``select`` and ``user_id`` do not apply. (templated)
+    :param call_ids: archive exactly these calls, whatever the window has: ids, or rows with a ``call_id``. An empty
+        list asks for nothing; a template or an XCom of nothing is an error. Ids that the API's list no longer knows
+        go under ``undated/``. ``select`` and ``user_id`` do not apply. (templated)
     :param user_id: archive only this user's calls. (templated)
     :param select: called with each call as the API gave it; only those it answers true for are archived.
     :param key: format string for the objects' names, over the call's fields; see :class:`.layout.Layout`.
@@ -93,7 +105,9 @@ class AmplemarketRecordingOperator(BaseOperator):
     :param deferrable: wait in the triggerer; False sleeps in the worker.
     :param amplemarket_conn_id: connection of type ``amplemarket``. (templated)
     :param pool: the pool that gives one task at a time its turn.
-    :raises AmplemarketConfigurationError: when a parameter or a connection is wrong; the message names it.
+    :raises AmplemarketConfigurationError: when a parameter is wrong; the message names it.
+    :raises AirflowFailException: when no retry can help: the API key is refused, or a templated parameter or a
+        connection is wrong; the message says which.
     :raises ArchiveIncompleteError: when recordings of the window are missing at the end.
     """
 
@@ -110,6 +124,8 @@ class AmplemarketRecordingOperator(BaseOperator):
 
     #: Set by ``on_kill``; exists only while the task runs.
     _cancel: threading.Event | None = None
+    #: Exists only while the task runs.
+    _archive: Archive | None = None
 
     def __init__(
         self,
@@ -119,8 +135,8 @@ class AmplemarketRecordingOperator(BaseOperator):
         start: datetime | str | None = None,
         end: datetime | str | None = None,
         lookback: timedelta = timedelta(days=3),
-        call_ids: Iterable[Any] | str | None = None,
-        user_id: str | None = None,
+        call_ids: Iterable[Any] | str | None = _NOT_GIVEN,
+        user_id: str | int | None = None,
         select: Callable[[Call], Any] = has_duration,
         key: str = DEFAULT_KEY,
         sidecar: str = "full",
@@ -140,7 +156,9 @@ class AmplemarketRecordingOperator(BaseOperator):
         self.start = start
         self.end = end
         self.lookback = lookback
-        self.call_ids = call_ids
+        self.call_ids = None if call_ids is _NOT_GIVEN else call_ids
+        self._names_calls = self.call_ids is not None
+        self._names_none = call_ids is None
         self.user_id = user_id
         self.select = select
         self.key = key
@@ -157,6 +175,8 @@ class AmplemarketRecordingOperator(BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Map the operator; Airflow would not see the default of ``pool`` then, but run the tasks in its own."""
+        if kwargs.get("call_ids", _NOT_GIVEN) is None:  # so a None that a task is made with comes from ``expand``
+            del kwargs["call_ids"]
         partial = super().partial(**kwargs)
         partial.kwargs.setdefault("pool", POOL_NAME)
         return partial
@@ -187,103 +207,172 @@ class AmplemarketRecordingOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Archive what is missing."""
         with failing_when_interrupted():
-            return self._reconcile(context, {})
+            return self._run(context, {}, None)
 
-    def execute_complete(self, context: Context, event: Any = None) -> list[dict[str, Any]]:
-        """Archive what is still missing; only the figures of the summary are carried over the wait."""
+    def execute_complete(
+        self, context: Context, event: Any = None, named: str | None = None
+    ) -> list[dict[str, Any]]:
+        """
+        Archive what is still missing. Over the wait, only the figures of the summary are carried.
+
+        :param named: what was found of the calls of ``call_ids``.
+        """
         ti = context["ti"]
         earlier = ti.xcom_pull(task_ids=ti.task_id, key="summary", map_indexes=ti.map_index)
         with failing_when_interrupted(event):
-            return self._reconcile(context, earlier if isinstance(earlier, Mapping) else {})
+            return self._run(context, earlier if isinstance(earlier, Mapping) else {}, named)
 
     def on_kill(self) -> None:
-        """End the downloads under way."""
+        """End what is under way, of the API and of the store; it runs in a signal's handler."""
         if self._cancel is not None:
             self._cancel.set()
             self.hook.abort()
+        if self._archive is not None:
+            self._archive.abort()
 
-    def _reconcile(self, context: Context, earlier: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _run(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
+        try:
+            return self._reconcile(context, earlier, memory)
+        except (AuthenticationError, AmplemarketConfigurationError) as error:
+            raise AirflowFailException(str(error)) from error
+
+    def _reconcile(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
         self._cancel = cancel = threading.Event()
+        named = self._named_calls(context, memory)
         settings = self.hook.settings
         limit = RateLimit(settings.recording_limit, settings.recording_period)
-        archive = Archive(self.path, _text(self.storage_conn_id), Layout(self.key))
+        self._archive = archive = Archive(self.path, _text(self.storage_conn_id), Layout(self.key))
         attempt = Attempt.of(context)
+        decider = self._decider(context, attempt, insists=named is not None)
         started_at = earlier.get("started_at") or pendulum.instance(context["ti"].start_date).isoformat()
         permits = int(earlier.get("permits_spent", 0))
+        is_first = not earlier
         while True:
+            plan = self._plan(context, archive, decider, named)
+            if is_first:
+                self._check_clock()
+                is_first = False
+            ledger = self._ledger(settings, limit, plan, cancel)
+            downloads = Downloads(
+                hook=self.hook,
+                archive=archive,
+                ledger=ledger,
+                attempt=attempt,
+                decide=decider,
+                concurrency=self.max_concurrency,
+                is_full=self.sidecar == "full",
+                give_up_after=self.give_up_after,
+                cancel=cancel,
+            )
+            busy: LedgerBusyError | None = None
             try:
-                plan = self._plan(context, archive, attempt)
-                by_permit, others = self._evidence(plan, limit)
-                ledger = Ledger(
-                    self.amplemarket_conn_id,
-                    limit,
-                    answer_timeout=settings.deadline,
-                    evidence=by_permit,
-                    legacy_evidence=others,
-                )
-                downloads = Downloads(
-                    hook=self.hook,
-                    archive=archive,
-                    ledger=ledger,
-                    attempt=attempt,
-                    decide=self._decider(context, attempt),
-                    concurrency=self.max_concurrency,
-                    is_full=self.sidecar == "full",
-                    give_up_after=self.give_up_after,
-                    cancel=cancel,
-                )
-                if not self.overwrite:
-                    downloads.adopt(plan)
-                try:
-                    if plan.having(MISSING):
-                        archive.check_writable()
-                        downloads.run(plan)
-                finally:
-                    permits += downloads.requests
-                    summary = {"started_at": started_at, **_summary(plan), "permits_spent": permits}
-                    context["ti"].xcom_push(key="summary", value=summary)
-            except AuthenticationError as error:
-                raise AirflowFailException(str(error)) from error
+                self._download(plan, archive, downloads)
+            except LedgerBusyError as error:
+                busy = error
+            finally:
+                permits += downloads.requests
+                summary = {"started_at": started_at, **_summary(plan), "permits_spent": permits}
+                context["ti"].xcom_push(key="summary", value=summary)
             if not plan.having(MISSING):
                 break
-            self._wait(context, plan, ledger, summary, RELIED_ON * downloads.pace)
+            pause = _Pause.of_ledger(busy) if busy else _Pause.of_quota(plan, ledger, RELIED_ON * downloads.pace)
+            self._wait(context, plan, pause, ledger, summary, named)
         self.log.info("Done: %s", json.dumps(summary))
         if failures := plan.failures():
             raise ArchiveIncompleteError(f"{len(failures)} recordings failed: {_list(failures)}")
         return [_row(item, plan.statuses[item.call_id], archive) for item in plan.having(STORED, ALREADY_STORED)]
 
-    def _plan(self, context: Context, archive: Archive, attempt: Attempt) -> Plan:
+    def _ledger(
+        self, settings: ConnectionSettings, limit: RateLimit, plan: Plan, cancel: threading.Event
+    ) -> Ledger:
+        """Open the ledger, with the requests of the last period that the sidecars tell of."""
+        by_permit, others = evidence(plan.items.values(), self.amplemarket_conn_id, time.time() - limit.hold)
+        return Ledger(
+            self.amplemarket_conn_id,
+            limit,
+            answer_timeout=settings.deadline,
+            evidence=by_permit,
+            legacy_evidence=others,
+            patience=SLEEP_BELOW if self.deferrable else math.inf,
+            cancelled=cancel.is_set,
+        )
+
+    def _download(self, plan: Plan, archive: Archive, downloads: Downloads) -> None:
+        """Ask for what is missing, as far as there are permits."""
+        if not self.overwrite:
+            downloads.adopt(plan)
+        if plan.having(MISSING):
+            archive.check_writable()
+            downloads.run(plan)
+
+    def _named_calls(self, context: Context, memory: str | None) -> NamedCalls | None:
+        """Read ``call_ids``; None where the window's calls are wanted."""
+        # In a DAG file None is the same as the default; in a mapped task it is what an upstream task has answered.
+        is_mapped = context["ti"].map_index not in (None, -1)
+        if not self._names_calls and not (self._names_none and is_mapped):
+            return None
+        named = NamedCalls(read_call_ids(self.call_ids))
+        if memory is not None:
+            named.remember(memory)
+        return named
+
+    def _plan(
+        self, context: Context, archive: Archive, decider: Callable[[Item], str], named: NamedCalls | None
+    ) -> Plan:
         """List the calls, choose the wanted ones, and see what the archive has of them."""
-        call_ids = _read_call_ids(self.call_ids)
         plan = Plan()
-        if call_ids is None:
-            plan.window = resolve(context, start=self.start, end=self.end, lookback=self.lookback)
-            self.log.info("Window of calls: %s", plan.window)
-            if self.not_found_for > self.lookback:
-                self.log.warning(
-                    "lookback=%s is shorter than not_found_for=%s: calls without recording may leave the window "
-                    "before they are asked for again",
-                    self.lookback,
-                    self.not_found_for,
-                )
-            calls = self._select(
-                plan,
-                self.hook.iter_calls(start=plan.window.start, end=plan.window.end, user_id=_text(self.user_id)),
-            )
+        if named is None:
+            items = _items(self._of_window(context, plan), archive)
         else:
-            self.log.info("Calls: the %d of call_ids", len(call_ids))
-            calls = self._look_up(plan, call_ids)
-        decider = self._decider(context, attempt)
-        for item in _items(calls, archive):
+            self.log.info("Calls: the %d of call_ids", len(named.starts))
+            listing = self._go_on(self.hook.iter_calls())
+            items = named.find(archive, listing, lambda item: decider(item) == MISSING)
+            plan.others[EXTERNAL] += len(named.external)
+        for item in self._of_own_name(plan, items):
             plan.set(item, decider(item))
         self.log.info(
             "Found %d wanted calls (%d external, %d not selected); %d recordings to ask for",
-            len(calls),
+            len(items),
             plan.others[EXTERNAL],
             plan.others[NOT_SELECTED],
             len(plan.having(MISSING)),
         )
         return plan
+
+    def _of_window(self, context: Context, plan: Plan) -> dict[str, Call]:
+        """List the calls of the run's window, and choose the wanted ones."""
+        plan.window = resolve(context, start=self.start, end=self.end, lookback=self.lookback)
+        self.log.info("Window of calls: %s", plan.window)
+        if self.not_found_for > self.lookback:
+            self.log.warning(
+                "lookback=%s is shorter than not_found_for=%s: calls without recording may leave the window "
+                "before they are asked for again",
+                self.lookback,
+                self.not_found_for,
+            )
+        start, end, user_id = plan.window.start, plan.window.end, _text(self.user_id)
+        listing = self.hook.iter_calls(start=start, end=end, user_id=user_id)
+        wanted = self._select(plan, self._go_on(listing))
+        if user_id is not None and not (wanted or plan.hopeless or plan.others.total()):
+            others = sum(1 for _ in self._go_on(self.hook.iter_calls(start=start, end=end)))
+            if others:
+                self.log.warning(
+                    "Of the %d calls of the window that the API lists, none is of user_id=%r. Is that the user's id "
+                    "in Amplemarket?",
+                    others,
+                    user_id,
+                )
+        return wanted
+
+    def _go_on(self, calls: Iterable[Call]) -> Iterator[Call]:
+        """Read a list until the task is told to stop."""
+        for call in calls:
+            self._check_told_to_stop()
+            yield call
+
+    def _check_told_to_stop(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise AmplemarketError("The task was told to stop")
 
     def _select(self, plan: Plan, calls: Iterable[Call]) -> dict[str, Call]:
         wanted = {}
@@ -305,78 +394,129 @@ class AmplemarketRecordingOperator(BaseOperator):
                 plan.hopeless[name] = "its id is not a plain token"
         return wanted
 
-    def _look_up(self, plan: Plan, call_ids: list[str]) -> dict[str, Call]:
-        """Find what the API's list knows of the calls; of the others there is only the id."""
-        unknown = set(call_ids)
-        wanted: dict[str, Call] = {}
-        for call in self.hook.iter_calls() if unknown else ():
-            if is_plain_id(call.get("id")) and call["id"] in unknown:
-                unknown.discard(call["id"])
-                if call.get("external") is True:
-                    plan.others[EXTERNAL] += 1
-                else:
-                    wanted[call["id"]] = call
-                if not unknown:
-                    break
-        return {**wanted, **{call_id: {"id": call_id} for call_id in sorted(unknown)}}
+    def _of_own_name(self, plan: Plan, items: list[Item]) -> Iterator[Item]:
+        """Leave out calls whose recording would lie where another's does: one would replace the other."""
+        names = Counter(item.entry.place.audio for item in items)
+        for item in items:
+            audio = item.entry.place.audio
+            if names[audio] > 1 or (item.entry.record or {}).get("call_id") not in (None, item.call_id):
+                plan.hopeless[item.call_id] = f"key={self.key!r} gives it the name of another call, {audio}"
+            else:
+                yield item
 
-    def _decider(self, context: Context, attempt: Attempt) -> Callable[[Item], str]:
-        """Return what says of a call whether it is to be asked for."""
+    def _decider(self, context: Context, attempt: Attempt, *, insists: bool) -> Callable[[Item], str]:
+        """
+        Return what says of a call whether it is to be asked for.
+
+        :param insists: whether to ask again for what is final.
+        """
         # Clearing a task gives it the tries that it has had, on top of its own; nothing else does.
         is_cleared = context["ti"].max_tries > (self.retries or 0)
-        insists = is_cleared or _read_call_ids(self.call_ids) is not None
         return lambda item: decide(
             item,
             attempt,
             overwrite=self.overwrite,
             not_found_for=self.not_found_for,
             now=pendulum.now("UTC"),
-            insists=insists,
+            insists=insists or is_cleared,
         )
 
-    def _evidence(self, plan: Plan, limit: RateLimit) -> tuple[dict[str, float], list[float]]:
-        """List the requests of the last period that the sidecars tell of, by permit, and those without one."""
-        return evidence(plan.items.values(), self.amplemarket_conn_id, time.time() - limit.hold)
+    def _check_clock(self) -> None:
+        """Warn of a clock that is wrong: the ledger's times are those of the workers' clocks."""
+        skew = self.hook.clock_skew
+        if abs(skew) <= CLOCK_TOLERANCE:
+            return
+        if skew > 0:
+            effect = "it takes permits that much too early, so that the API may refuse requests (429)"
+        else:
+            effect = "it waits that much too long, and workers with a right clock take its permits too early"
+        self.log.warning(
+            "The clock of this machine is %.0f s %s the API's, and the quota is kept by the workers' clocks: %s. "
+            "Set it by NTP.",
+            abs(skew),
+            "ahead of" if skew > 0 else "behind",
+            effect,
+        )
 
-    def _wait(self, context: Context, plan: Plan, ledger: Ledger, summary: dict[str, Any], pace: float) -> None:
-        """Wait until permits are free: in the triggerer, or in the worker where the wait is short."""
-        left = len(plan.having(MISSING))
-        moments = ledger.moments()
-        until = ledger.limit.wake(moments, left, pace)
-        if self.max_wait is not None:
-            deadline = datetime.fromisoformat(summary["started_at"]).timestamp() + self.max_wait.total_seconds()
-            if moments[0] > deadline:
-                reasons = {item.call_id: "no permit" for item in plan.having(MISSING)} | plan.failures()
-                raise ArchiveIncompleteError(
-                    f"The quota is used up for longer than max_wait={self.max_wait} allows; {len(reasons)} recordings "
-                    f"are left for a retry or the next run: {_list(reasons)}"
-                )
-            until = min(until, deadline)
-        seconds = max(until - ledger.clock(), 0.0)
-        waiting = {
-            "left": left,
-            "waiting_until": _iso(until),
-            "estimated_end": _iso(ledger.limit.finish(moments, left)),
-        }
+    def _wait(
+        self,
+        context: Context,
+        plan: Plan,
+        pause: _Pause,
+        ledger: Ledger,
+        summary: dict[str, Any],
+        named: NamedCalls | None,
+    ) -> None:
+        """Wait until there can be permits: in the triggerer, or in the worker where the wait is short."""
+        until = self._within_max_wait(plan, pause, summary["started_at"])
+        is_short = until - ledger.clock() < min(SLEEP_BELOW, ledger.limit.period / 4)
+        is_deferred = self.deferrable and not is_short
+        waiting = {"left": len(plan.having(MISSING)), "waiting_until": _iso(until), "waiting_for": pause.reason}
+        if pause.end is not None:
+            waiting["estimated_end"] = _iso(pause.end)
         context["ti"].xcom_push(key="summary", value={**summary, **waiting})
-        is_short = seconds < min(SLEEP_BELOW, ledger.limit.period / 4)
-        self.log.info(
-            "%d recordings archived, %d left. The quota of %d in %g s is used up: %s until %s, done at about %s",
-            summary["stored"],
-            left,
-            ledger.limit.requests,
-            ledger.limit.period,
-            "waiting in the triggerer" if self.deferrable and not is_short else "sleeping in the worker",
-            waiting["waiting_until"],
-            waiting["estimated_end"],
-        )
-        if self.deferrable and not is_short:
-            self.defer(trigger=MomentTrigger(moment=pendulum.from_timestamp(until)), method_name="execute_complete")
+        where = "waiting in the triggerer" if is_deferred else "sleeping in the worker"
+        end = f", done at about {_time(pause.end)}" if pause.end is not None else ""
+        progress = f"{plan.progress()}, {pause.scarce} free again at {_time(until)}"
+        self.log.info("%s. %s: %s until then%s", progress, pause.reason, where, end)
+        if is_deferred:
+            self.defer(
+                trigger=QuotaTrigger(until, f"{plan.progress()}. {pause.reason}"),
+                method_name="execute_complete",
+                kwargs={"named": named.memory} if named else None,
+            )
         # In slices, for on_kill; it runs in a signal's handler, where waiting for the Event could lock itself out.
         while (seconds := until - ledger.clock()) > 0:
-            if self._cancel is not None and self._cancel.is_set():
-                raise AmplemarketError("The task was told to stop")
+            self._check_told_to_stop()
             time.sleep(min(seconds, 1.0))
+
+    def _within_max_wait(self, plan: Plan, pause: _Pause, started_at: str) -> float:
+        """Return when to come back; raise where there can be no permit within ``max_wait``."""
+        if self.max_wait is None:
+            return pause.until
+        deadline = datetime.fromisoformat(started_at).timestamp() + self.max_wait.total_seconds()
+        if pause.earliest > deadline:
+            reasons = {item.call_id: "no permit" for item in plan.having(MISSING)} | plan.failures()
+            raise ArchiveIncompleteError(
+                f"{pause.reason} for longer than max_wait={self.max_wait} allows; {len(reasons)} recordings "
+                f"are left for a retry or the next run: {_list(reasons)}"
+            )
+        return min(pause.until, deadline)
+
+
+@dataclass(frozen=True)
+class _Pause:
+    """
+    A wait.
+
+    :param scarce: what will be free again.
+    :param reason: why there are no permits.
+    :param earliest: when there can be permits again.
+    :param until: when it is worth to come back.
+    :param end: when all may be done; None where nobody knows.
+    """
+
+    scarce: str
+    reason: str
+    earliest: float
+    until: float
+    end: float | None = None
+
+    @classmethod
+    def of_quota(cls, plan: Plan, ledger: Ledger, pace: float) -> _Pause:
+        left, limit, moments = len(plan.having(MISSING)), ledger.limit, ledger.moments()
+        return cls(
+            scarce="quota",
+            reason=f"The quota of {limit.requests} in {limit.period:g} s is used up",
+            earliest=moments[0],
+            until=limit.wake(moments, left, pace),
+            end=limit.finish(moments, left),
+        )
+
+    @classmethod
+    def of_ledger(cls, busy: LedgerBusyError) -> _Pause:
+        until = max(busy.until, time.time() + 1.0)  # never a loop without a rest
+        return cls(scarce="ledger", reason=str(busy).rstrip("."), earliest=until, until=until)
 
 
 def _items(calls: Mapping[str, Call], archive: Archive) -> list[Item]:
@@ -391,10 +531,6 @@ def _items(calls: Mapping[str, Call], archive: Archive) -> list[Item]:
         entry = undated[layout.undated(item.call).audio]
         if entry.is_settled:
             items[item.call_id] = Item(item.call, entry)
-    # The list does not know these, so they may lie under any date.
-    found = archive.search(item.call_id for item in absent if item.call.keys() == {"id"})
-    for call_id, entry in found.items():
-        items[call_id] = Item(items[call_id].call, entry)
     return list(items.values())
 
 
@@ -420,40 +556,19 @@ def _summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _read_call_ids(value: Any) -> list[str] | None:
-    """Read ``call_ids``: None for a window, else ids; from a list, an XCom result, or the text of either."""
-    value = _text(value) if isinstance(value, str) else value
-    if value is None:
-        return None
-    if isinstance(value, str) and value.startswith("["):
-        value = _read_list(value)
-    if isinstance(value, str | Mapping):
-        value = [value]
-    if not isinstance(value, Iterable):
-        raise AmplemarketConfigurationError(f"call_ids={value!r} is no list of ids")
-    call_ids = [row.get("call_id", row.get("id")) if isinstance(row, Mapping) else row for row in value]
-    for call_id in call_ids:
-        if not is_plain_id(call_id):
-            raise AmplemarketConfigurationError(f"call_ids has {str(call_id)[:100]!r}, which is no call id")
-    return list(dict.fromkeys(call_ids))
-
-
-def _read_list(text: str) -> Any:
-    """Read a list that a template rendered: as JSON, or as Python writes it."""
-    for read in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return read(text)
-    raise AmplemarketConfigurationError(f"call_ids={text[:100]!r} is no list")
-
-
-def _text(value: str | None) -> str | None:
-    # A template of nothing renders as the text "None".
-    return None if value is None or value.strip() in ("", "None") else value.strip()
+def _text(value: object) -> str | None:
+    return None if is_nothing(value) else str(value).strip()
 
 
 def _list(failures: Mapping[str, str], most: int = 20) -> str:
     lines = [f"{call_id} ({reason})" for call_id, reason in list(failures.items())[:most]]
     return "; ".join(lines) + (f"; and {len(failures) - most} more" if len(failures) > most else "")
+
+
+def _time(moment: float) -> str:
+    """Write a moment for the log: its time, and its date unless that is today."""
+    when, today = pendulum.from_timestamp(round(moment)), pendulum.now("UTC").date()
+    return when.format("HH:mm:ss [UTC]" if when.date() == today else "YYYY-MM-DD HH:mm:ss [UTC]")
 
 
 def _iso(moment: float) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 import textwrap
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -163,13 +164,16 @@ class Bench:
             **changes,
         }
 
+    def task_instance(self) -> TaskInstance:
+        return TaskInstance("run", 1, 2)
+
     def run(
         self, run_id: str = "run", try_number: int = 1, max_tries: int = 2, map_index: int = -1, **kwargs: Any
     ) -> Outcome:
         """Run one try of a task, through every deferral, each time with an operator that knows of nothing."""
         ti = TaskInstance(run_id, try_number, max_tries, map_index)
         before, deferrals = len(self.sandbox.recording_requests()), 0
-        rows, error = None, None
+        rows, error, memory = None, None, {}
         method: str | None = "execute"
         arguments: dict[str, Any] = {}
         while method:
@@ -180,11 +184,11 @@ class Bench:
             except TaskDeferred as deferral:
                 deferrals += 1
                 moment = deferral.trigger.moment  # type: ignore[attr-defined]
-                method = deferral.method_name
+                method, memory = deferral.method_name, json.loads(json.dumps(deferral.kwargs or {}))
                 seconds = moment.timestamp() - time.time()
                 assert seconds < 30, f"no test waits for {seconds:.0f} s"
                 time.sleep(max(0.0, seconds))
-                ti.start_date, arguments = datetime.now(UTC), {"event": moment}
+                ti.start_date, arguments = datetime.now(UTC), {**memory, "event": str(moment)}
             except Exception as problem:
                 error = problem
         asked = [entry.call_id for entry in self.sandbox.recording_requests()[before:]]
@@ -349,3 +353,21 @@ def logs(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """All log records of the test."""
     caplog.set_level(logging.DEBUG)
     return caplog
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """Return the lines that a task has logged since the last time: of the package, and of the operator itself.
+
+    Airflow before 3.2 logs the latter by the standard library, newer ones to the standard output.
+    """
+    caplog.set_level(logging.INFO)
+
+    def lines() -> list[str]:
+        names = ("airflow_provider_amplemarket", "airflow.task")
+        found = [record.getMessage() for record in caplog.records if record.name.startswith(names)]
+        printed = re.findall(r"\[\w+ *\] (.*) \[airflow\.task\.[\w.]+\]", capsys.readouterr().out)
+        caplog.clear()
+        return found + printed
+
+    return lines
