@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,9 +92,7 @@ class NamedCalls:
             separators=(",", ":"),
         )
 
-    def find(
-        self, archive: Archive, listing: Callable[[], Iterable[Call]], is_missing: Callable[[Item], bool]
-    ) -> list[Item]:
+    def find(self, archive: Archive, listing: Iterator[Call], is_missing: Callable[[Item], bool]) -> list[Item]:
         """
         Look for the calls.
 
@@ -112,19 +110,18 @@ class NamedCalls:
         self.keys = {call_id: item.entry.place.audio for call_id, item in found.items()}
         return list(found.values())
 
-    def _listed(self, listing: Callable[[], Iterable[Call]], wanted: set[str]) -> dict[str, Call]:
+    def _listed(self, listing: Iterator[Call], wanted: set[str]) -> dict[str, Call]:
         left = set(wanted)
         listed: dict[str, Call] = {}
-        for call in listing() if left else ():
+        while left and (call := next(listing, None)) is not None:
             call_id = call.get("id")
-            if is_plain_id(call_id) and call_id in left:
-                left.discard(call_id)
-                if call.get("external") is True:
-                    self.external.add(call_id)
-                else:
-                    listed[call_id] = call
-                if not left:
-                    break
+            if not is_plain_id(call_id) or call_id not in left:
+                continue
+            left.discard(call_id)
+            if call.get("external") is True:
+                self.external.add(call_id)
+            else:
+                listed[call_id] = call
         return listed
 
     def _placed(self, archive: Archive, listed: Mapping[str, Call], entries: Mapping[str, Entry]) -> dict[str, Item]:

@@ -203,7 +203,7 @@ class TestLookUp:
 class TestMemory:
     def items(self, bench: Bench, named: NamedCalls, listing: list[Row]) -> dict[str, Item]:
         archive = Archive(bench.path)
-        found = named.find(archive, lambda: iter(listing), lambda item: not item.entry.is_settled)
+        found = named.find(archive, iter(listing), lambda item: not item.entry.is_settled)
         return {item.call_id: item for item in found}
 
     def test_it_is_for_these_calls_alone(self, bench: Bench) -> None:
