@@ -15,10 +15,10 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pendulum
 import pytest
 
-from airflow_provider_amplemarket.interrupt import INTERRUPTED, MomentTrigger
+from airflow_provider_amplemarket.interrupt import INTERRUPTED
+from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
 from tests.sandbox import Sandbox, make_calls
 
 CHECKOUT = Path(__file__).parent.parent
@@ -102,7 +102,7 @@ def test_ctrl_c_in_the_wait_ends_the_run_and_frees_the_slot(
         assert set(database.execute("SELECT state FROM dag_run")) == {("failed",)}
 
 
-async def first_event(trigger: MomentTrigger) -> object:
+async def first_event(trigger: QuotaTrigger) -> object:
     """Answer what the trigger fires with when it is cancelled in its wait."""
     waiting = asyncio.ensure_future(anext(trigger.run()))
     await asyncio.sleep(0.05)
@@ -111,8 +111,8 @@ async def first_event(trigger: MomentTrigger) -> object:
 
 
 class TestTheTrigger:
-    def trigger(self) -> MomentTrigger:
-        return MomentTrigger(moment=pendulum.now("UTC").add(hours=1))
+    def trigger(self) -> QuotaTrigger:
+        return QuotaTrigger(time.time() + 3600, "the quota is used up")
 
     def test_it_fires_when_it_is_cancelled_outside_a_triggerer(self) -> None:
         assert asyncio.run(first_event(self.trigger())) == INTERRUPTED
@@ -125,5 +125,5 @@ class TestTheTrigger:
 
     def test_it_is_made_again_of_what_it_says(self) -> None:
         path, settings = self.trigger().serialize()
-        assert path == "airflow_provider_amplemarket.interrupt.MomentTrigger"
-        assert MomentTrigger(**settings).serialize() == (path, settings)
+        assert path == "airflow_provider_amplemarket.triggers.quota.QuotaTrigger"
+        assert QuotaTrigger(**settings).serialize() == (path, settings)

@@ -209,9 +209,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         with failing_when_interrupted():
             return self._run(context, {}, None)
 
-    def execute_complete(
-        self, context: Context, event: Any = None, named: str | None = None
-    ) -> list[dict[str, Any]]:
+    def execute_complete(self, context: Context, event: Any = None, named: str | None = None) -> list[dict[str, Any]]:
         """
         Archive what is still missing. Over the wait, only the figures of the summary are carried.
 
@@ -282,9 +280,7 @@ class AmplemarketRecordingOperator(BaseOperator):
             raise ArchiveIncompleteError(f"{len(failures)} recordings failed: {_list(failures)}")
         return [_row(item, plan.statuses[item.call_id], archive) for item in plan.having(STORED, ALREADY_STORED)]
 
-    def _ledger(
-        self, settings: ConnectionSettings, limit: RateLimit, plan: Plan, cancel: threading.Event
-    ) -> Ledger:
+    def _ledger(self, settings: ConnectionSettings, limit: RateLimit, plan: Plan, cancel: threading.Event) -> Ledger:
         """Open the ledger, with the requests of the last period that the sidecars tell of."""
         by_permit, others = evidence(plan.items.values(), self.amplemarket_conn_id, time.time() - limit.hold)
         return Ledger(

@@ -10,6 +10,8 @@ from typing import Any
 import pendulum
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_amplemarket.interrupt import firing_when_interrupted
+
 #: Seconds that are slept at most before the time is looked at again: a machine that was suspended, or whose clock
 #: was set, is late by no more than that.
 LONGEST_SLEEP = 30.0
@@ -37,6 +39,7 @@ class QuotaTrigger(BaseTrigger):
         """Return what the triggerer makes the trigger of."""
         return f"{__name__}.{type(self).__name__}", {"until": self.until, "reason": self.reason}
 
+    @firing_when_interrupted
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and fire."""
         until = self.moment.isoformat(timespec="seconds")
