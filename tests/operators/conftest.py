@@ -128,7 +128,7 @@ class Bench:
         self.ledger = MemoryStore()
         self._patch = patch
         self._sandbox: Sandbox | None = None
-        patch.setattr(quota, "VariableStore", lambda: self.ledger)
+        patch.setattr(quota, "VariableStore", lambda description: self.ledger)
 
     @property
     def sandbox(self) -> Sandbox:
