@@ -26,7 +26,7 @@ test: test-unit test-e2e ## all that must hold here
 test-unit: .venv/ready   ## all but the whole Airflow, with branch coverage
 	@AMPLEMARKET_TEST_STORES=local,moto $(BIN)/python -m pytest --ignore=tests/e2e --cov --cov-report=term
 
-test-e2e: .venv/ready chromium  ## a whole Airflow on PostgreSQL, and its UI in Chromium; takes ten minutes
+test-e2e: .venv/ready chromium  ## a whole Airflow on PostgreSQL, and its UI in Chromium; takes a quarter of an hour
 	@$(BIN)/python -m pytest tests/e2e
 
 test-matrix: .venv/ready  ## the wheel with each Airflow and Python, or with MEMBERS=ends, MEMBERS="airflow-3.1-py3.12 …"
