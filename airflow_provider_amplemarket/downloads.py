@@ -125,6 +125,8 @@ class Downloads:
             return
         with self.archive.staging() as directory:
             for item in found:
+                if self.cancel.is_set():
+                    raise AmplemarketError("The task was told to stop")
                 place, digest = item.entry.place, self.archive.digest(item.entry.place.audio)
                 expected = (item.entry.record or {}).get("content_length")
                 if not digest.is_whole or expected not in (None, digest.size):
@@ -202,20 +204,19 @@ class Downloads:
 
     def _next(self, plan: Plan, queue: deque[Item], count: int) -> list[Item]:
         """Take calls off the queue; where the plan was made a while ago, those that are still to be asked for."""
+        now = self.ledger.clock()
         chosen: list[Item] = []
         while queue and len(chosen) < count:
-            looked_at = self._looked_at.get(queue[0].call_id, plan.made_at)
-            if self.ledger.clock() - looked_at > FRESH_FOR:
-                self._look_again(plan, queue)
+            if now - self._looked_at.get(queue[0].call_id, plan.made_at) > FRESH_FOR:
+                self._look_again(plan, queue, now)
             else:
                 chosen.append(queue.popleft())
         return chosen
 
-    def _look_again(self, plan: Plan, queue: deque[Item]) -> None:
+    def _look_again(self, plan: Plan, queue: deque[Item], now: float) -> None:
         """See what other tasks have done meanwhile: one listing of each folder for the next calls together."""
         items = [queue.popleft() for _ in range(min(LOOK_AHEAD, len(queue)))]
         entries = self.archive.entries(item.entry.place for item in items)
-        now = self.ledger.clock()
         for item in reversed(items):
             item = Item(item.call, entries[item.entry.place.audio])
             status = self.decide(item)

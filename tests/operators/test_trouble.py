@@ -117,29 +117,27 @@ class TestGivingUp:
             bench.run(day, give_up_after=timedelta(0), max_concurrency=1)
         assert bench.record(rows[9])["status"] == "failed"  # the tenth: what is wrong is the API
 
-    def test_in_airflow_clearing_a_task_asks_again(
-        self, bench: Bench, airflow: RealAirflow, capfd: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_in_airflow(self, bench: Bench, airflow: RealAirflow) -> None:
+        """Two DAG runs give it up; and a task that is cleared is known by its tries."""
+        from airflow.models.taskinstance import TaskInstance, clear_task_instances
+        from airflow.utils.session import create_session
+
         bad = call("bad--cut")
         bench.start(bad)
-        body = f"Archive(task_id='archive', path={bench.path!r}, give_up_after=timedelta(0))"
-        assert airflow.test(body).state == "failed"
-        run = airflow.test(body)
-        assert (run.state, run.xcom("summary")["given_up"], run.xcom("summary")["failed"]) == ("success", 1, 0)
-        assert airflow.test(body).state == "success"
-        assert len(bench.sandbox.recording_requests()) == 2
-        assert "is given up" in "".join(capfd.readouterr())
-
-
-def test_airflow_raises_max_tries_of_what_is_cleared_and_of_nothing_else(airflow_db: Path) -> None:
-    """The arithmetic by which a cleared task is known."""
-    from inspect import getsource
-
-    from airflow.models import taskinstance
-
-    source = getsource(taskinstance)
-    assert "ti.max_tries = ti.try_number + task.retries" in source
-    assert re.findall(r"max_tries = (.*)", source).count("self.task.retries") == 1
+        body = (
+            f"Archive(task_id='archive', path={bench.path!r}, give_up_after=timedelta(0), "
+            "retries=1, retry_delay=timedelta(0))"
+        )
+        first = airflow.test(body)
+        assert (first.state, first.tries) == ("failed", {("archive", -1): 2})
+        second = airflow.test(body)
+        assert (second.state, second.xcom("summary")["given_up"], second.xcom("summary")["failed"]) == ("success", 1, 0)
+        assert len(bench.sandbox.recording_requests()) == 3
+        with create_session() as session:
+            ti = session.query(TaskInstance).filter_by(dag_id=first.dag_id, run_id=first.run_id).one()
+            assert ti.max_tries == 1
+            clear_task_instances([ti], session)
+            assert ti.max_tries > 1
 
 
 class TestForbidden:
@@ -255,7 +253,7 @@ class TestOrder:
             bench.sandbox.add_calls(new)
             for row in absent:
                 bench.age(row, hours=1)
-            outcome = bench.run(f"hour-{hour}").ok
+            outcome = bench.run(f"hour-{hour}", max_concurrency=1).ok
             assert outcome.asked[0] == new["id"]
             assert outcome.statuses[new["id"]] == "stored"
             asked.append(len(outcome.asked) - 1)
