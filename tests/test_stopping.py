@@ -231,8 +231,8 @@ def test_what_was_published_in_that_moment_is_adopted_next_time(
         for item in list(plan.items.values()):
             entry = downloads.archive.entries(places)[item.entry.place.audio]
             plan.set(Item(item.call, entry), MISSING)
-        monkeypatch.undo()
-        downloads.adopt(plan)
+        again, _ = downloads_from(server.url, f"file://{tmp_path}/archive", monkeypatch)
+        again.adopt(plan)
         assert len(plan.having(MISSING)) == 19
 
 
