@@ -1,10 +1,14 @@
-"""The demo, as a new user runs it: twice, and against an API that is not the sandbox's own."""
+"""The demo, as a new user runs it: twice, cut short, against an API that is not the sandbox's own, and begun anew."""
 
 from __future__ import annotations
 
 import os
+import re
+import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +41,55 @@ def test_archives_a_day_of_calls_and_asks_for_nothing_the_second_time(tmp_path: 
     assert second.returncode == 0, second.stdout + second.stderr
     assert "Archived   0 now, 20 before" in second.stdout
     assert "Nothing new was asked for" in second.stdout
+
+
+def runs(home: Path) -> list[tuple[str, str]]:
+    """Answer the states of the runs, the oldest first, each with that of its task."""
+    query = "SELECT r.state, t.state FROM dag_run r JOIN task_instance t USING (dag_id, run_id) ORDER BY r.id"
+    with closing(sqlite3.connect(home / "sandbox" / "airflow.db")) as database:
+        return list(database.execute(query))
+
+
+def test_shows_its_progress_ends_on_ctrl_c_and_goes_on_the_next_time(tmp_path: Path) -> None:
+    env = {**os.environ, "DEMO_HOME": str(tmp_path), "LIMIT": "12", "PERIOD": "60"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tools.demo"],
+        cwd=CHECKOUT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        shown = next(line for line in process.stdout if "left" in line)
+        assert re.match(r"Archive    12 .*archived, 8 left", shown)
+        assert demo(tmp_path).stdout.startswith("Something else runs in")
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(60) == 130
+        assert rest.strip().startswith("Stopped. The next `make demo` goes on from here")
+        assert process.stderr.read() == ""
+    assert runs(tmp_path) == [("failed", "failed")]
+
+    # As if it had been killed.
+    with closing(sqlite3.connect(tmp_path / "sandbox" / "airflow.db")) as database, database:
+        database.execute("UPDATE dag_run SET state = 'running'")
+        database.execute("UPDATE task_instance SET state = 'queued'")
+    again = demo(tmp_path, LIMIT="12", PERIOD="60")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Archived   8 now, 12 before" in again.stdout
+    assert runs(tmp_path) == [("failed", "failed"), ("success", "success")]
+
+
+def test_reset_removes_what_the_sandbox_gave_and_keeps_what_the_real_api_gave(tmp_path: Path) -> None:
+    for name in ("sandbox", "airflow", "live", "mine"):
+        (tmp_path / name).mkdir()
+    command = [sys.executable, "-m", "tools.reset"]
+    env = {**os.environ, "DEMO_HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["live", "mine"]
+    assert "Kept " in done.stdout
 
 
 @pytest.mark.parametrize(("key", "code"), [("live-key-4711", 0), ("wrong-key-4711", 1)])

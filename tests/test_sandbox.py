@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -28,6 +29,7 @@ from tests.sandbox import LIST_FAULTS, RECORDING_FAULTS, Sandbox, make_call, mak
 from tests.sandbox.faults import bomb
 from tests.sandbox.limiter import SlidingWindow, most_in_any
 from tests.sandbox.recordings import MEBIBYTE, id3, recording_of, samples
+from tests.stores import free_port
 
 END = datetime(2026, 11, 20, 12, tzinfo=UTC)
 KEY = "sandbox-key"
@@ -944,10 +946,11 @@ class TestLife:
 
 
 class TestProgram:
-    def run(self, *arguments: str) -> subprocess.Popen[str]:
+    def run(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.sandbox", "--port", "0", *arguments],
+            [sys.executable, "-m", "tests.sandbox", *arguments],
             cwd=ROOT,
+            env={**os.environ, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -967,6 +970,7 @@ class TestProgram:
             assert exported
             connection = json.loads(exported[1])
             assert (connection["conn_type"], connection["password"]) == ("amplemarket", "k")
+            assert connection["extra"] == {"recording_limit": 2, "recording_period": 3600.0}
             first = get(connection["host"], "/calls", key="k").json()
             assert len(first["calls"]) == 9
             assert first["calls"][0]["id"] == "sandbox--chunked"
@@ -978,8 +982,26 @@ class TestProgram:
             assert process.stderr.read() == ""
         assert [json.loads(line)["status"] for line in log.read_text().splitlines()] == [200, 200, 413, 429]
 
+    def beginning(self, **env: str) -> str:
+        """Start it with this environment, and answer what it prints before it is stopped again."""
+        with self.run(**env) as process:
+            assert process.stdout
+            printed = "".join(iter(process.stdout.readline, "For Airflow:\n"))
+            process.terminate()
+        return printed
+
+    def test_takes_a_free_port_where_none_is_chosen(self) -> None:
+        ports = {re.findall(r"URL +http://127\.0\.0\.1:(\d+)", self.beginning())[0] for _ in range(2)}
+        assert ports.isdisjoint({"0", "8080"})
+
+    def test_reads_port_limit_and_period_from_the_environment(self) -> None:
+        port = str(free_port())
+        printed = self.beginning(PORT=port, LIMIT="7", PERIOD="90")
+        assert f"127.0.0.1:{port}\n" in printed
+        assert "7 recordings in 90 s" in printed
+
     def test_refuses_an_unknown_fault(self) -> None:
-        with self.run("--faults", "nofault") as process:
+        with self.run("--port", "0", "--faults", "nofault") as process:
             _, problems = process.communicate(timeout=10)
             assert process.returncode == 2
             assert "'nofault' is no fault" in problems

@@ -125,6 +125,7 @@ def _tell(place: home.Home, url: str, sandbox_url: str) -> None:
     print(f"Airflow    {url}  (login: admin, password: {passwords['admin']})")
     print(f"DAG        {url}/dags/{home.DAG_ID}")
     print("           Its first run has begun: it archives, waits for the quota in the triggerer, and ends.")
+    print("           Another one that is triggered meanwhile waits for its turn in the pool.")
     print(f"Sandbox    {sandbox_url}  ({place.limit} recordings in {place.period:g} s; calls of {home.yesterday()})")
     print(f"Archive    {home.shown(place.archive)}")
     print("Stop it with Ctrl-C. The next one goes on from there; after `make reset` it begins anew.", flush=True)
