@@ -16,8 +16,8 @@ from typing import Any
 from tests.sandbox import Sandbox
 from tools import home
 
-#: Where the operator says how far it is: ``12 of 20 archived, 8 left, …``.
-PROGRESS = re.compile(r"\d+ (?:of \d+|recordings) archived,.*?(?=\s+\[|$)")
+#: Where the operator says how far it is: ``12 of 20 archived, 8 left, …``; not where its trigger says so again.
+PROGRESS = re.compile(r"(?<!\d)(?<!: )\d+ (?:of \d+|recordings) archived,.*?(?=\s+\[|$)")
 
 
 def main() -> int:
