@@ -43,7 +43,7 @@ from tests.operators.conftest import Bench, MemoryStore, TaskInstance
 options = json.loads(sys.argv[1])
 ledger = MemoryStore()
 ledger.texts.update(options.pop("ledger", {}))
-quota.VariableStore = lambda: ledger
+quota.VariableStore = lambda *_: ledger
 operator = AmplemarketRecordingOperator(task_id="archive", **options)
 
 def time_out(number, frame):
