@@ -1149,7 +1149,7 @@ def test_constructing_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("touched")
 
     monkeypatch.setattr("socket.socket", touched)
-    monkeypatch.setattr(archive_module, "ObjectStoragePath", touched)
+    monkeypatch.setattr(archive_module, "open_storage", touched)
     monkeypatch.setattr(Hook, "get_connection", touched)
     operator = AmplemarketRecordingOperator(task_id="archive", path="s3://no_such_connection@bucket/x")
     assert operator.pool == "amplemarket_recordings"
