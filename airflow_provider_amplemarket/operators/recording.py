@@ -24,6 +24,7 @@ from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveIncompleteError,
     AuthenticationError,
+    ConnectionNotDefinedError,
     LedgerBusyError,
 )
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
@@ -231,6 +232,8 @@ class AmplemarketRecordingOperator(BaseOperator):
     def _run(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
         try:
             return self._reconcile(context, earlier, memory)
+        except ConnectionNotDefinedError:  # where Airflow's API server fails, it looks the same
+            raise
         except (AuthenticationError, AmplemarketConfigurationError) as error:
             raise AirflowFailException(str(error)) from error
 
