@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 
 import pendulum
 
-from airflow_provider_amplemarket.archive import Archive, Entry
+from airflow_provider_amplemarket.archive import Archive, Digest, Entry
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveError,
@@ -25,7 +25,7 @@ from airflow_provider_amplemarket.exceptions import (
 )
 from airflow_provider_amplemarket.fetch import Fetcher, Job, Outcome
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, Recording
-from airflow_provider_amplemarket.plan import GIVEN_UP, MISSING, STORED, Attempt, Item, Plan, moment_of
+from airflow_provider_amplemarket.plan import FAILED, GIVEN_UP, MISSING, STORED, Attempt, Item, Plan, moment_of
 from airflow_provider_amplemarket.quota import Ledger, Permit
 from airflow_provider_amplemarket.records import Records
 from airflow_provider_amplemarket.workers import Workers
@@ -127,20 +127,35 @@ class Downloads:
             for item in found:
                 if self.cancel.is_set():
                     raise AmplemarketError("The task was told to stop")
-                place, digest = item.entry.place, self.archive.digest(item.entry.place.audio)
-                expected = (item.entry.record or {}).get("content_length")
-                if not digest.is_whole or expected not in (None, digest.size):
-                    log.warning(
-                        "Found %s without its sidecar; it is not adopted: its %d bytes are not known to be whole%s",
-                        self.archive.uri(place.audio),
-                        digest.size,
-                        f", as {expected} were promised" if expected is not None else "",
-                    )
-                    continue
-                record = self._records.adopted(item, digest.size, digest.sha256)
-                self.archive.write_record(place, record, directory)
-                plan.set(Item(item.call, Entry(place, digest.size, record)), STORED)
-                log.info("Found %s without its sidecar; written now", self.archive.uri(place.audio))
+                if digest := self._vouched_for(item):
+                    self._adopt(plan, item, digest, directory)
+
+    def _vouched_for(self, item: Item) -> Digest | None:
+        """Return what lies in the archive; None where nothing shows that it is whole."""
+        digest = self.archive.digest(item.entry.place.audio)
+        expected = (item.entry.record or {}).get("content_length")
+        if digest.is_whole and expected in (None, digest.size):
+            return digest
+        log.warning(
+            "Found %s without its sidecar; it is not adopted: its %d bytes are not known to be whole%s",
+            self.archive.uri(item.entry.place.audio),
+            digest.size,
+            f", as {expected} were promised" if expected is not None else "",
+        )
+        return None
+
+    def _adopt(self, plan: Plan, item: Item, digest: Digest, directory: Path) -> None:
+        place = item.entry.place
+        record = self._records.adopted(item, digest.size, digest.sha256)
+        try:
+            self.archive.write_record(place, record, directory)
+        except ArchiveError as error:
+            self.archive.check_writable()  # where nothing can be written, the run ends
+            record = {**record, "status": FAILED, "error": f"its sidecar cannot be written: {error}"}
+            plan.set(Item(item.call, Entry(place, digest.size, record)), FAILED)
+            return
+        plan.set(Item(item.call, Entry(place, digest.size, record)), STORED)
+        log.info("Found %s without its sidecar; written now", self.archive.uri(place.audio))
 
     @cached_property
     def _records(self) -> Records:

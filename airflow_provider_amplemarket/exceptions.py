@@ -117,7 +117,15 @@ class RequestAbortedError(AmplemarketError):
 
 
 class InvalidRecordingError(AmplemarketError):
-    """The API answered 200, but not with whole audio: cut short, empty, or text where audio should be."""
+    """
+    The API answered 200, but not with whole audio: cut short, empty, or text where audio should be.
+
+    :param content_length: bytes that the answer promised, from ``Content-Length``; None where it does not say.
+    """
+
+    def __init__(self, message: str, *, content_length: int | None = None) -> None:
+        super().__init__(message)
+        self.content_length = content_length
 
 
 class LedgerError(AmplemarketError):

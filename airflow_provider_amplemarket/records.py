@@ -87,6 +87,9 @@ class Records:
                 status = GIVEN_UP
         if item.entry.size is not None:
             fields["audio_size"] = item.entry.size
+        promised = getattr(error, "content_length", None) or last.get("content_length")
+        if promised is not None:  # what lies there one day without its sidecar is held against it
+            fields["content_length"] = promised
         same = (FAILED, GIVEN_UP) if status in (FAILED, GIVEN_UP) else (status,)
         record = self._record(
             item,

@@ -26,6 +26,7 @@ from airflow_provider_amplemarket.exceptions import AmplemarketError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.plan import MISSING, Attempt, Item, Plan
 from airflow_provider_amplemarket.quota import Permit
+from tests.sandbox.recordings import recording_of
 
 #: What a task that is told to stop may need; it is killed hard after a while.
 GONE_WITHIN = 10.0
@@ -214,7 +215,9 @@ def test_an_upload_that_never_ends_keeps_no_task(
 def test_what_was_published_in_that_moment_is_adopted_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving([HEADER.replace(b"1000000", b"3")]) as server:
+    audio = b"".join(recording_of("call-00"))
+    header = HEADER.replace(b"1000000", str(len(audio)).encode()).removesuffix(b"ID3")
+    with serving([header + audio]) as server:
         downloads, plan = downloads_from(server.url, f"file://{tmp_path}/archive", monkeypatch, concurrency=1)
         publish = downloads.archive.publish
 
@@ -227,11 +230,10 @@ def test_what_was_published_in_that_moment_is_adopted_next_time(
             downloads.run(plan)
         names = [path.name for path in (tmp_path / "archive").rglob("*") if path.is_file()]
         assert names == ["call-00.mp3"]
-        places = [item.entry.place for item in plan.items.values()]
-        for item in list(plan.items.values()):
-            entry = downloads.archive.entries(places)[item.entry.place.audio]
-            plan.set(Item(item.call, entry), MISSING)
         again, _ = downloads_from(server.url, f"file://{tmp_path}/archive", monkeypatch)
+        entries = again.archive.entries(item.entry.place for item in plan.items.values())
+        for item in list(plan.items.values()):
+            plan.set(Item(item.call, entries[item.entry.place.audio]), MISSING)
         again.adopt(plan)
         assert len(plan.having(MISSING)) == 19
 

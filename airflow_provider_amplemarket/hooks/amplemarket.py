@@ -589,7 +589,8 @@ class AmplemarketHook(BaseHook):
             except requests.RequestException as error:
                 raise InvalidRecordingError(
                     f"the body was cut short after {size} of {declared or 'an unknown number of'} bytes "
-                    f"({type(error).__name__})"
+                    f"({type(error).__name__})",
+                    content_length=int(declared) if declared is not None and declared.isdecimal() else None,
                 ) from error
         if not size:
             raise InvalidRecordingError("the body is empty")

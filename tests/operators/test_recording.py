@@ -916,6 +916,27 @@ class TestReconciliation:
         assert bench.run("monday").ok.asked == asked
         assert bench.holds(row)
 
+    def test_length_that_a_cut_recording_promised_is_on_record(self, bench: Bench) -> None:
+        row = call("one")
+        sandbox = bench.start(row)
+        sandbox.set_fault("one", "cut")
+        assert bench.run("monday").counts() == {"failed": 1}
+        assert bench.record(row)["content_length"] == sandbox.recording_size("one")
+        sandbox.set_fault("one", "error-500")
+        bench.run("tuesday")
+        assert bench.record(row)["content_length"] == sandbox.recording_size("one")
+
+    def test_audio_whose_sidecar_cannot_be_written_does_not_stop_the_others(self, bench: Bench) -> None:
+        row, other = call("one"), call("two")
+        sandbox = bench.start(row, other)
+        bench.audio(row).parent.mkdir(parents=True)
+        bench.audio(row).write_bytes(sandbox.recording("one"))
+        (bench.sidecar(row) / "in the way").mkdir(parents=True)
+        outcome = bench.run("monday")
+        assert isinstance(outcome.error, ArchiveIncompleteError)
+        assert "one (its sidecar cannot be written" in str(outcome.error)
+        assert (outcome.asked, outcome.counts()) == (["two"], {"stored": 1, "failed": 1})
+
     def test_overwriting_that_dies_before_the_sidecar_is_hashed_anew(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
