@@ -17,7 +17,7 @@ from tests.sandbox import Sandbox
 from tools import home
 
 #: Where the operator says how far it is: ``12 of 20 archived, 8 left, …``; not where its trigger says so again.
-PROGRESS = re.compile(r"(?<!\d)(?<!: )\d+ (?:of \d+|recordings) archived,.*?(?=\s+\[|$)")
+PROGRESS = re.compile(r"(?<!\d)(?<!: )\d+ of \d+ archived,.*?(?=\s+\[|$)")
 
 
 def main() -> int:
