@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 DAG = "recent_first"
 MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 #: Days before today's midnight at which the windows of the backfill begin; no other test has calls there.
-BACKFILL = range(40, 33, -1)
+BACKFILL = range(140, 133, -1)
 EACH = LIMIT // 2
 
 

@@ -212,7 +212,7 @@ class TestHappyPath:
         bench.start(row).set_fault("one", fault)
         bench.run(sidecar="minimal")
         text = bench.sidecar(row).read_text()
-        for personal in ("+1202", "Robin", "robin", "Hello", "example.com", "ada", "nice", row["user_id"]):
+        for personal in ("+1202", "Robin", "robin", "Hello", "example.com", "ada@", "nice", row["user_id"]):
             assert personal not in text
         assert "call" not in json.loads(text)
 
