@@ -253,7 +253,7 @@ class Archive:
         except ArchiveError:
             raise
         except Exception as error:
-            if not _is_protection(error):
+            if not _is_protection(error) or not self._exists(key):
                 raise ArchiveError(f"{self.uri(key)} could not be written ({type(error).__name__}: {error})") from error
             if not self._has(key, local):
                 raise ArchiveError(
@@ -309,6 +309,10 @@ class Archive:
         with local.open("rb") as file:
             return self.digest(key).sha256 == hashlib.file_digest(file, "sha256").hexdigest()
 
+    def _exists(self, key: str) -> bool:
+        self.fs.invalidate_cache()
+        return bool(self._ask(lambda: self.fs.exists(self._full(key), **self._patience(_PATIENCE)), _PATIENCE))
+
     def _check_writable(self) -> None:
         with self.staging() as directory:
             probe = directory / WRITE_CHECK
@@ -334,11 +338,7 @@ class Archive:
     def _put_probe(self, probe: Path) -> None:
         """Put an object under a name that none has ever had, and remove it where that may be."""
         name = _fresh_name()
-        try:
-            self._put(probe, name, "application/octet-stream", _UPLOAD_PATIENCE)
-        except Exception as error:
-            if not _is_protection(error):
-                raise
+        self._put(probe, name, "application/octet-stream", _UPLOAD_PATIENCE)
         with suppress(Exception):  # an archive that nobody may delete from is a good archive
             self.fs.rm_file(self._full(name), **self._patience(_UPLOAD_PATIENCE))
 

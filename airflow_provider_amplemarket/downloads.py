@@ -20,18 +20,32 @@ from airflow_provider_amplemarket.archive import Archive, Digest, Entry
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveError,
+    AuthenticationError,
     LedgerError,
     RateLimitExceededError,
 )
 from airflow_provider_amplemarket.fetch import Fetcher, Job, Outcome
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, Recording
-from airflow_provider_amplemarket.plan import FAILED, GIVEN_UP, MISSING, STORED, Attempt, Item, Plan, moment_of
+from airflow_provider_amplemarket.plan import (
+    FAILED,
+    GIVEN_UP,
+    MISSING,
+    STORED,
+    Attempt,
+    Item,
+    Plan,
+    gives_up,
+    moment_of,
+)
 from airflow_provider_amplemarket.quota import Ledger, Permit
 from airflow_provider_amplemarket.records import Records
 from airflow_provider_amplemarket.workers import Workers
 
 log = logging.getLogger(__name__)
 
+#: So many calls that fail alone are given up in time, though nothing was archived beside them: of more, it may be the
+#: API that fails.
+FEW = 3
 #: Seconds after which the archive is looked at again before a request is sent: another task may have been there.
 FRESH_FOR = 30.0
 #: So many calls are then looked up together.
@@ -76,6 +90,7 @@ class Downloads:
     requests: int = 0
     _are_many: bool = False
     _archived: int = 0
+    _failed: list[tuple[Item, Item]] = field(default_factory=list)
     _answers: list[float] = field(default_factory=list)
     _looked_at: dict[str, float] = field(default_factory=dict)
 
@@ -110,6 +125,7 @@ class Downloads:
                 raise
             finally:
                 crew.end()
+            self._give_up(plan, directory)
         if self._fetcher.fatal is not None:
             raise self._fetcher.fatal
 
@@ -132,7 +148,13 @@ class Downloads:
 
     def _vouched_for(self, item: Item) -> Digest | None:
         """Return what lies in the archive; None where nothing shows that it is whole."""
-        digest = self.archive.digest(item.entry.place.audio)
+        try:
+            digest = self.archive.digest(item.entry.place.audio)
+        except ArchiveError as error:
+            if self.cancel.is_set():
+                raise
+            log.warning("Found audio without its sidecar; it is not adopted: %s", error)
+            return None
         expected = (item.entry.record or {}).get("content_length")
         if digest.is_whole and expected in (None, digest.size):
             return digest
@@ -157,13 +179,37 @@ class Downloads:
         plan.set(Item(item.call, Entry(place, digest.size, record)), STORED)
         log.info("Found %s without its sidecar; written now", self.archive.uri(place.audio))
 
+    def _give_up(self, plan: Plan, directory: Path) -> None:
+        """Give calls up that have failed for long enough, unless it may be the API, the key or the store that fails."""
+        now = pendulum.now("UTC")
+        is_few = self._fetcher.fatal is None and len(self._failed) <= FEW
+        is_key = isinstance(self._fetcher.fatal, AuthenticationError)
+        is_theirs = is_few or (self._archived > 0 and (self._fetcher.fatal is None or is_key))
+        for before, item in self._failed:
+            was_given_up = (before.last_record or {}).get("status") == GIVEN_UP
+            if (is_theirs or was_given_up) and gives_up(before, self.attempt, after=self.give_up_after, now=now):
+                record = self._records.given_up(item)
+                try:
+                    self.archive.write_record(item.entry.place, record, directory)
+                except ArchiveError as error:
+                    log.warning("Call %s is not given up, as that could not be put on record: %s", item.call_id, error)
+                    continue
+                plan.set(Item(item.call, Entry(item.entry.place, item.entry.size, record)), GIVEN_UP)
+                log.warning(
+                    "Call %s is given up after %d requests in %s, the last one with: %s. Nobody asks for it again, "
+                    "unless the task is cleared, or call_ids names it.",
+                    item.call_id,
+                    item.requests(FAILED),
+                    _since_first(item),
+                    (item.last_record or {}).get("error"),
+                )
+
     @cached_property
     def _records(self) -> Records:
         return Records(
             attempt=self.attempt,
             conn_id=self.hook.amplemarket_conn_id,
             is_full=self.is_full,
-            give_up_after=self.give_up_after,
         )
 
     @cached_property
@@ -275,17 +321,10 @@ class Downloads:
             self._tell(plan, item)
             if not (item.entry.record or {}).get("is_mpeg"):
                 log.warning("The recording of call %s does not begin like MPEG audio; it is as served", item.call_id)
-        elif outcome.status == GIVEN_UP:
-            log.warning(
-                "Call %s is given up after %d requests in %s, the last one with: %s. Nobody asks for it again, unless "
-                "the task is cleared, or call_ids names it.",
-                item.call_id,
-                item.requests(GIVEN_UP),
-                _since_first(item),
-                error,
-            )
         elif outcome.status != MISSING:
             log.warning("Call %s is %s: %s", item.call_id, outcome.status, error)
+        if outcome.status == FAILED and outcome.before and not isinstance(error, ArchiveError | OSError):
+            self._failed.append((outcome.before, item))
         if isinstance(error, RateLimitExceededError):
             log.warning(
                 "%s. Does somebody else use the API key, or is the connection's recording_limit too high? "

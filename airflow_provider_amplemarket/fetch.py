@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Outcome:
     :param answered_at: when the answer arrived; None where none did.
     :param sent: whether the request was sent at all.
     :param error: what went wrong, if anything did.
+    :param before: the call, with what the archive had of it before.
     """
 
     permit: Permit
@@ -78,6 +79,7 @@ class Outcome:
     answered_at: float | None = None
     sent: bool = True
     error: Exception | None = None
+    before: Item | None = None
 
 
 class Fetcher:
@@ -150,6 +152,8 @@ class Fetcher:
         """Take a recording into the archive."""
         answered_at = recording.answered_at.timestamp()
         try:
+            if job.item.entry.is_stored:
+                job = self._overwriting(job)
             entry = self._store(job, recording)
         except Exception as error:
             if isinstance(error, ArchiveError | OSError) and not self._cancel.is_set():
@@ -193,14 +197,11 @@ class Fetcher:
         if self._cancel.is_set():
             return Outcome(job.permit, job.item, MISSING, answered_at)
 
-        def made(status: str, reason: Exception, *, may_give_up: bool) -> Mapping[str, Any]:
-            return self._records.failed(
-                job.item, status, reason, permit=job.permit, requested_at=requested_at, may_give_up=may_give_up
-            )
+        def made(status: str, reason: Exception) -> Mapping[str, Any]:
+            return self._records.failed(job.item, status, reason, permit=job.permit, requested_at=requested_at)
 
-        # Where the API or the key is what fails, no recording is given up for it.
         status = _STATUSES.get(type(error), FAILED)
-        record = made(status, error, may_give_up=not self._breaker.is_open)
+        record = made(status, error)
         try:
             if not isinstance(error, AmplemarketAPIError | InvalidRecordingError):
                 self._check_writable()
@@ -214,15 +215,20 @@ class Fetcher:
             # It is only this sidecar that cannot be written. Nobody would know why there is no recording: a failure.
             self._count(_ARCHIVE, fault)
             error = ArchiveError(f"{error}; and this could not be put on record: {fault}")
-            record = made(FAILED, error, may_give_up=False)
+            record = made(FAILED, error)
         item = Item(job.item.call, Entry(job.item.entry.place, job.item.entry.size, record))
-        return Outcome(job.permit, item, str((item.last_record or {})["status"]), answered_at, error=error)
+        status = str((item.last_record or {})["status"])
+        return Outcome(job.permit, item, status, answered_at, error=error, before=job.item)
+
+    def _overwriting(self, job: Job) -> Job:
+        """Let the old sidecar not vouch for the new audio, whatever fails before the new sidecar is there."""
+        entry = job.item.entry
+        record = self._records.overwriting(job.item)
+        self._write_record(job, record)
+        return replace(job, item=Item(job.item.call, replace(entry, record=record)))
 
     def _store(self, job: Job, recording: Recording) -> Entry:
         place = job.item.entry.place
-        if job.item.entry.is_stored:
-            # Until the new sidecar is there, the old one must not vouch for the new audio.
-            self._write_record(job, self._records.overwriting(job.item))
         self._go_on()
         self._archive.publish(job.target, place.audio, recording.content_type)
         record = self._records.stored(job.item, recording, job.permit)

@@ -69,9 +69,9 @@ class Attempt:
         )
 
     @property
-    def run(self) -> dict[str, str]:
-        """The run that it is part of, whatever the try."""
-        return {"dag_id": self.dag_id, "run_id": self.run_id}
+    def run(self) -> dict[str, Any]:
+        """The run that it is part of, whatever the try; once the task is cleared, another one."""
+        return {"dag_id": self.dag_id, "run_id": self.run_id, "max_tries": self.max_tries}
 
     def made(self, record: Mapping[str, Any], *, this_try: bool = False) -> bool:
         """Tell whether a sidecar was written by this task in this run: since it was last cleared, or in this try."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pendulum
@@ -17,10 +17,11 @@ from airflow_provider_amplemarket.plan import (
     Attempt,
     Item,
     first_failed_in,
-    gives_up,
     moment_of,
 )
 from airflow_provider_amplemarket.quota import Permit
+
+OVERWRITING = "overwriting"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,11 @@ class Records:
     :param attempt: who asks.
     :param conn_id: the connection whose quota the requests count against.
     :param is_full: whether sidecars keep the call as the API gave it.
-    :param give_up_after: how long after its first request a call that fails is given up.
     """
 
     attempt: Attempt
     conn_id: str
     is_full: bool
-    give_up_after: timedelta
 
     def stored(self, item: Item, recording: Recording, permit: Permit) -> dict[str, Any]:
         """Say that a recording is archived."""
@@ -60,7 +59,7 @@ class Records:
 
     def overwriting(self, item: Item) -> dict[str, Any]:
         """Say that what is known of an archived recording no longer vouches for its audio."""
-        return {**(item.entry.record or {}), "status": "overwriting"}
+        return {**(item.entry.record or {}), "status": OVERWRITING}
 
     def failed(
         self,
@@ -70,21 +69,17 @@ class Records:
         *,
         permit: Permit,
         requested_at: datetime,
-        may_give_up: bool,
     ) -> dict[str, Any]:
         """
         Say why there is no recording; beside an archived one, within its sidecar.
 
         :param status: what the failure means.
-        :param may_give_up: whether ``failed`` may become ``given_up``, when it has lasted for long enough.
         """
         now = pendulum.now("UTC")
         last = item.last_record or {}
         fields: dict[str, Any] = {}
         if status == FAILED:
             fields["first_failed_in"] = first_failed_in(item, self.attempt)
-            if may_give_up and gives_up(item, self.attempt, after=self.give_up_after, now=now):
-                status = GIVEN_UP
         if item.entry.size is not None:
             fields["audio_size"] = item.entry.size
         promised = getattr(error, "content_length", None) or last.get("content_length")
@@ -102,10 +97,18 @@ class Records:
             requests=item.requests(*same) + 1,
             **fields,
         )
-        if not item.entry.is_stored:
+        is_overwriting = (item.entry.record or {}).get("status") == OVERWRITING
+        if not (item.entry.is_stored or is_overwriting):
             return record
         record.pop("call", None)
         return {**(item.entry.record or {}), "overwrite": record}
+
+    def given_up(self, item: Item) -> dict[str, Any]:
+        """Say that a call that has failed just now is given up."""
+        record = dict(item.entry.record or {})
+        if item.last_record is not item.entry.record:
+            return {**record, "overwrite": {**(item.last_record or {}), "status": GIVEN_UP}}
+        return {**record, "status": GIVEN_UP}
 
     def _record(self, item: Item, status: str, **fields: Any) -> dict[str, Any]:
         record = {
@@ -122,18 +125,23 @@ class Records:
         return {**texts, "call": dict(item.call)} if self.is_full else texts
 
 
-def evidence(items: Iterable[Item], conn_id: str, since: float) -> tuple[dict[str, float], list[float]]:
+def evidence(
+    items: Iterable[Item], conn_id: str, *, since: float, until: float
+) -> tuple[dict[str, float], list[float]]:
     """
     Return the moments of the requests that sidecars tell of: those with a permit by its id, and the others.
 
     :param conn_id: only requests of this connection.
     :param since: only requests answered after this moment (seconds since the epoch).
+    :param until: and not after this one: a clock was wrong then, and nobody knows by how much.
     """
     by_permit: dict[str, float] = {}
     others: list[float] = []
     for record in (record for item in items for record in item.records):
         answered_at = moment_of(record.get("answered_at"))
-        if answered_at is None or answered_at.timestamp() <= since or record.get("amplemarket_conn_id") != conn_id:
+        if answered_at is None or record.get("amplemarket_conn_id") != conn_id:
+            continue
+        if not since < answered_at.timestamp() <= until:
             continue
         if isinstance(record.get("permit"), str):
             by_permit[record["permit"]] = answered_at.timestamp()

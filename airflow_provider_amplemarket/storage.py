@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
 
-from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError
+from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ConnectionNotDefinedError
 
 #: Which extra of the package brings a scheme, and what has to be importable for it.
 _AMAZON = ("s3", ("airflow.providers.amazon", "s3fs"))
@@ -71,7 +71,7 @@ def _check_connection(path: str, conn_id: str | None, named: str) -> None:
             if pause is not None:
                 time.sleep(pause)
     where = f"storage_conn_id={conn_id!r}" if conn_id else f"path={path!r}"
-    raise AmplemarketConfigurationError(
+    raise ConnectionNotDefinedError(
         f"{where} names the connection {wanted!r}, which is not there: make it in Airflow's UI or with "
         f"`airflow connections add {wanted}`, or name another"
     )

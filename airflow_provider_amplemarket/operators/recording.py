@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 SLEEP_BELOW = 60.0
 #: How much of the pace of the last burst is relied on: where the next one is faster, the permits should be there.
 RELIED_ON = 0.9
+#: Seconds by which workers' clocks may differ for what sidecars tell of requests to count.
+MOST_SKEW = 60.0
 #: Seconds by which this machine's clock may differ from the API's before that is worth a warning.
 CLOCK_TOLERANCE = 1.0
 
@@ -285,7 +287,10 @@ class AmplemarketRecordingOperator(BaseOperator):
 
     def _ledger(self, settings: ConnectionSettings, limit: RateLimit, plan: Plan, cancel: threading.Event) -> Ledger:
         """Open the ledger, with the requests of the last period that the sidecars tell of."""
-        by_permit, others = evidence(plan.items.values(), self.amplemarket_conn_id, time.time() - limit.hold)
+        now = time.time()
+        by_permit, others = evidence(
+            plan.items.values(), self.amplemarket_conn_id, since=now - limit.hold, until=now + MOST_SKEW
+        )
         return Ledger(
             self.amplemarket_conn_id,
             limit,

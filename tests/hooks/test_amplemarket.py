@@ -163,6 +163,11 @@ def ids(calls: Iterator[Call] | list[Call]) -> list[Any]:
     return [call.get("id") for call in calls]
 
 
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Leave out that Airflow 3.0 tells of the connection."""
+    return [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def list_requests(sandbox: Sandbox) -> list[LogEntry]:
     return [entry for entry in sandbox.log if entry.path == "/calls"]
 
@@ -251,7 +256,7 @@ class TestListingCalls:
         with RawServer(*pages_of([*logged_late, *calls], 20)) as server:
             found = ids(connect(server.url).iter_calls(start=END - timedelta(days=1)))
         assert found == ids(calls[:10])
-        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert [record.levelname for record in warnings_in(caplog)] == ["WARNING"]
         assert "begins at 2026-11-19" in caplog.text
         assert "call_ids" in caplog.text
 
@@ -269,7 +274,7 @@ class TestListingCalls:
         with Sandbox(calls=calls, honour_filters=False) as sandbox:
             assert list(connect(sandbox.url).iter_calls(start=END - timedelta(days=1))) == []
         assert len(list_requests(sandbox)) == 10
-        assert len(caplog.records) == 1
+        assert len(warnings_in(caplog)) == 1
 
     def test_calls_just_before_the_window_do_not_count_as_older(self, connect: Connect) -> None:
         before = [make_call(id=f"before-{n}", start_date=END - timedelta(days=1, minutes=n)) for n in range(1, 241)]

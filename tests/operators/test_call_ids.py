@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_amplemarket.archive import Archive
@@ -105,7 +106,8 @@ class TestNothing:
         assert states["window"] == "success"
         assert len(run.xcom(task_id="window", map_index=0)) == 2
         assert run.tries["xcom", -1] == 1
-        assert len(re.findall("AirflowFailException: call_ids=", "".join(capfd.readouterr()))) == 3
+        if not airflow_version.startswith("3.0."):  # which does not show it here
+            assert len(re.findall("AirflowFailException: call_ids=", "".join(capfd.readouterr()))) == 3
 
 
 class TestLookUp:

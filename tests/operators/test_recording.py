@@ -926,6 +926,42 @@ class TestReconciliation:
         bench.run("tuesday")
         assert bench.record(row)["content_length"] == sandbox.recording_size("one")
 
+    def test_audio_that_cannot_be_read_is_asked_for_again_and_stops_no_other(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row, other = call("one"), call("two")
+        sandbox = bench.start(row, other)
+        bench.audio(row).parent.mkdir(parents=True)
+        bench.audio(row).write_bytes(sandbox.recording("one"))
+
+        def refuse(self: archive_module.Archive, key: str) -> archive_module.Digest:
+            raise OSError("InvalidObjectState")
+
+        monkeypatch.setattr(archive_module.Archive, "_read", refuse)
+        outcome = bench.run("monday").ok
+        assert sorted(outcome.asked) == ["one", "two"]
+        assert outcome.counts() == {"stored": 2}
+
+    def test_overwriting_that_fails_leaves_no_sidecar_that_vouches_for_the_new_audio(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = call("one")
+        bench.start(row)
+        assert bench.run("monday").ok.counts() == {"stored": 1}
+        write = archive_module.Archive.write_record
+
+        def refuse(self: archive_module.Archive, place: Any, record: Any, directory: Path) -> None:
+            if record["status"] == "stored" and record["run_id"] == "tuesday":
+                raise OSError("no")
+            write(self, place, record, directory)
+
+        monkeypatch.setattr(archive_module.Archive, "write_record", refuse)
+        assert isinstance(bench.run("tuesday", overwrite=True).error, ArchiveIncompleteError)
+        assert bench.record(row)["status"] == "overwriting"
+        outcome = bench.run("wednesday").ok
+        assert (outcome.asked, outcome.counts()) == ([], {"stored": 1})
+        assert bench.holds(row)
+
     def test_audio_whose_sidecar_cannot_be_written_does_not_stop_the_others(self, bench: Bench) -> None:
         row, other = call("one"), call("two")
         sandbox = bench.start(row, other)

@@ -108,14 +108,29 @@ class TestGivingUp:
         bench.sandbox.set_fault(row["id"], "error-500")
         assert isinstance(bench.run("tuesday").error, ArchiveIncompleteError)
 
-    def test_an_outage_gives_nothing_up(self, bench: Bench) -> None:
-        rows = calls(12)
+    @pytest.mark.parametrize("fault", ["error-503", "html", "cut"])
+    @pytest.mark.parametrize("count", [4, 12])
+    def test_an_outage_gives_nothing_up(self, bench: Bench, fault: str, count: int) -> None:
+        rows = calls(count)
+        sandbox = bench.start(*rows, limit=1000)
+        for row in rows:
+            sandbox.set_fault(row["id"], fault)
+        for day in ("monday", "tuesday", "wednesday", "thursday"):
+            assert isinstance(bench.run(day, give_up_after=timedelta(0)).error, AmplemarketError)
+        for row in rows:
+            sandbox.set_fault(row["id"], None)
+        assert bench.run("friday", give_up_after=timedelta(0)).ok.counts() == {"stored": count}
+
+    def test_many_calls_are_given_up_once_another_shows_that_the_api_serves(self, bench: Bench) -> None:
+        rows = calls(6)
         sandbox = bench.start(*rows)
         for row in rows:
-            sandbox.set_fault(row["id"], "error-503")
-        for day in ("monday", "tuesday"):
-            bench.run(day, give_up_after=timedelta(0), max_concurrency=1)
-        assert bench.record(rows[9])["status"] == "failed"  # the tenth: what is wrong is the API
+            sandbox.set_fault(row["id"], "cut")
+        assert bench.run("monday", give_up_after=timedelta(0)).counts() == {"failed": 6}
+        sandbox.add_calls(call("good"))
+        outcome = bench.run("tuesday", give_up_after=timedelta(0)).ok
+        assert outcome.counts() == {"stored": 1, "given_up": 6}
+        assert bench.run("wednesday").ok.counts() == {"already_stored": 1, "given_up": 6}
 
     def test_in_airflow(self, bench: Bench, airflow: RealAirflow) -> None:
         """Two DAG runs give it up; and a task that is cleared is known by its tries."""
