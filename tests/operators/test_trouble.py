@@ -43,7 +43,7 @@ class TestGivingUp:
         assert any("is given up" in text and bad["id"] in text and reason in text for text in warnings)
         record = bench.record(bad)
         assert (record["status"], record["requests"], record["error"]) == ("given_up", 4, reason)
-        assert record["first_failed_in"] == {"dag_id": "calls", "run_id": "monday"}
+        assert record["first_failed_in"] == {"dag_id": "calls", "run_id": "monday", "max_tries": 2}
         # That is final.
         later = bench.run("friday").ok
         assert (later.asked, later.counts()) == ([], {"already_stored": 1, "given_up": 1})
