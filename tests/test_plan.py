@@ -316,7 +316,7 @@ def test_attempts_to_overwrite_are_given_up_too() -> None:
         (record(NOT_FOUND, OTHERS["another run"]), FIRST_TRY.run),
         (failed(1), FIRST_RUN),
         (failed(1, status=GIVEN_UP), FIRST_RUN),
-        (record(FAILED, OTHERS["another DAG"]), {"dag_id": "other", "run_id": "run-1"}),
+        (record(FAILED, OTHERS["another DAG"]), {"dag_id": "other", "run_id": "run-1", "max_tries": 2}),
     ],
 )
 def test_the_first_run_that_failed_is_kept(last: Mapping[str, Any] | None, first: Any) -> None:
