@@ -70,6 +70,9 @@ HOLD = 2 * REACH
 #: Seconds after which a task gives up; many turns of others.
 PATIENCE = 1800.0
 
+#: Seconds over which those who wait for the same end come back.
+SPREAD = 20.0
+
 #: How often a turn that was too slow is begun again.
 TRIES = 5
 
@@ -260,8 +263,7 @@ class Lock:
         if view.is_certain and view.left > left:
             raise self._busy(view.left)
         if left <= 0:
-            # Living tasks take turns; not all of those who wait should come back at once.
-            raise self._busy(random.uniform(15, 45))  # noqa: S311
+            raise self._busy(15.0)  # living tasks take turns
         if waited > PATIENCE:
             raise LedgerError(
                 f"Other tasks have held the quota ledger (Airflow Variable {self.key}) for "
@@ -269,7 +271,8 @@ class Lock:
             )
 
     def _busy(self, seconds: float) -> LedgerBusyError:
-        until = self._clock() + seconds
+        # Those who wait for the same end should not come back at the same instant, and be in each other's way again.
+        until = self._clock() + seconds + random.uniform(0, SPREAD)  # noqa: S311
         return LedgerBusyError(
             f"Another task uses the quota ledger (Airflow Variable {self.key}), or was killed while it did. It is "
             f"worth trying again at {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC.",

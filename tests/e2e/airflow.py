@@ -257,14 +257,14 @@ class Airflow:
         """Answer the task instances of DAGs as they are now."""
         return self.db.rows("SELECT * FROM task_instance WHERE dag_id = ANY(%s) ORDER BY queued_dttm", list(dag_ids))
 
-    def wait_for_runs(self, *dag_ids: str, count: int) -> None:
+    def wait_for_runs(self, *dag_ids: str, count: int, patience: float = PATIENCE) -> None:
         """Wait until so many runs of DAGs have come to an end, and see that it is a good one."""
 
         def ended() -> bool:
             states = [row["state"] for row in self.runs(*dag_ids)]
             return len(states) >= count and all(state in ("success", "failed") for state in states)
 
-        self.wait(f"{count} runs of {dag_ids}", ended)
+        self.wait(f"{count} runs of {dag_ids}", ended, patience)
         failed = [row for row in self.tasks(*dag_ids) if row["state"] != "success"]
         assert not failed, "\n".join(f"{row['run_id']} {row['state']}\n{self.task_log(row)}" for row in failed)
 

@@ -110,7 +110,8 @@ def wide(airflow: Airflow, sandbox: Sandbox, wanted: list[str]) -> list[str]:
     with wide_pool(airflow):
         for group in groups:
             airflow.trigger("mishap", call_ids=group)
-        airflow.wait_for_runs("mishap", count=before + len(groups))
+        # Those that come at the same instant wait a minute and a half, and it may happen again.
+        airflow.wait_for_runs("mishap", count=before + len(groups), patience=900)
     calls = [call_id for group in groups for call_id in group]
     wanted += calls
     return calls
