@@ -31,7 +31,8 @@ from airflow_provider_amplemarket.quota import Permit
 from airflow_provider_amplemarket.records import Records
 
 #: So many requests in a row that the API does not serve, for its own reasons, and the rest is left for a retry:
-#: an outage should not eat the quota. Recordings in a row that the archive does not take are as many.
+#: an outage should not eat the quota. Recordings in a row that the archive does not take end a run likewise, but
+#: those that are under way by then have been asked for, too.
 OUTAGE = 10
 #: So many recordings in a row refused with 403, and it is the API key that is refused.
 REFUSED = 3

@@ -99,9 +99,10 @@ class AmplemarketRecordingOperator(BaseOperator):
         times and hash.
     :param overwrite: ask for recordings that are archived, too.
     :param not_found_for: how long after its start a call that the API has no recording of (404) is asked for again.
-    :param give_up_after: how long after its first request a call that fails, in more than one run, is given up;
-        that is final and no failure, unless the task is cleared, or ``call_ids`` or ``overwrite`` ask for it again.
-        0 gives up in the run after the first that failed.
+    :param give_up_after: how long after its first request a call that fails, in more than one run or after a clear,
+        is given up; that is final and no failure, unless the task is cleared, or ``call_ids`` or ``overwrite`` ask
+        for it again. 0 gives up in the run after the first that failed. Where more than three fail and nothing is
+        archived beside them, none is given up.
     :param max_concurrency: downloads at once, 1 to 32.
     :param max_wait: how long after its start a try may still wait for quota; when more is needed it fails with
         what is left. None waits as long as it takes.
