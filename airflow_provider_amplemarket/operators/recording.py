@@ -162,7 +162,9 @@ class AmplemarketRecordingOperator(BaseOperator):
         self.lookback = lookback
         self.call_ids = None if call_ids is _NOT_GIVEN else call_ids
         self._names_calls = self.call_ids is not None
-        self._names_none = call_ids is None
+        # In a DAG file None is the same as the default; in an expanded task it is what an upstream task has answered.
+        is_expanded = getattr(self, "_BaseOperator__from_mapped", False)  # Airflow's own mark
+        self._names_none = call_ids is None and is_expanded
         self.user_id = user_id
         self.select = select
         self.key = key
@@ -242,7 +244,7 @@ class AmplemarketRecordingOperator(BaseOperator):
 
     def _reconcile(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
         self._cancel = cancel = threading.Event()
-        named = self._named_calls(context, memory)
+        named = self._named_calls(memory)
         settings = self.hook.settings
         limit = RateLimit(settings.recording_limit, settings.recording_period)
         self._archive = archive = Archive(self.path, _text(self.storage_conn_id), Layout(self.key))
@@ -310,11 +312,9 @@ class AmplemarketRecordingOperator(BaseOperator):
             archive.check_writable()
             downloads.run(plan)
 
-    def _named_calls(self, context: Context, memory: str | None) -> NamedCalls | None:
+    def _named_calls(self, memory: str | None) -> NamedCalls | None:
         """Read ``call_ids``; None where the window's calls are wanted."""
-        # In a DAG file None is the same as the default; in a mapped task it is what an upstream task has answered.
-        is_mapped = context["ti"].map_index not in (None, -1)
-        if not self._names_calls and not (self._names_none and is_mapped):
+        if not (self._names_calls or self._names_none):
             return None
         named = NamedCalls(read_call_ids(self.call_ids))
         if memory is not None:

@@ -285,7 +285,7 @@ class RealAirflow:
                 f"""
                 from datetime import datetime, timedelta, timezone
                 from airflow.providers.common.compat.sdk import DAG
-                from airflow.sdk import task
+                from airflow.sdk import task, task_group
                 from airflow_provider_amplemarket.operators.recording import (
                     AmplemarketRecordingOperator as Archive,
                 )

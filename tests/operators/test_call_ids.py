@@ -67,14 +67,16 @@ class TestNothing:
 
     def test_a_mapped_task_of_none_is_an_error(self, bench: Bench) -> None:
         bench.start(*calls(2))
-        error = bench.run(call_ids=None, map_index=0).error
+        error = bench.run(call_ids=None, map_index=0, _airflow_from_mapped=True).error
         assert isinstance(error, AirflowFailException)
         assert "call_ids=None" in str(error)
         assert bench.sandbox.log == []
 
     def test_a_mapped_task_that_names_no_calls_has_a_window(self, bench: Bench) -> None:
         bench.start(*calls(2))
-        assert len(bench.run(map_index=0).ok.statuses) == 2
+        assert len(bench.run(map_index=0, _airflow_from_mapped=True).ok.statuses) == 2
+        # None in the DAG file, for a plain task of a mapped task group.
+        assert len(bench.run("group", call_ids=None, map_index=0).ok.statuses) == 2
 
     def test_through_airflow(self, bench: Bench, airflow: RealAirflow, capfd: pytest.CaptureFixture[str]) -> None:
         bench.start(*calls(2))
@@ -98,12 +100,18 @@ class TestNothing:
             Archive(task_id="text", path={bench.path!r}, call_ids=template, pool="default_pool") << nothing
             Archive.partial(task_id="mapped", path={bench.path!r}, pool="default_pool").expand(call_ids=some())
             Archive.partial(task_id="window", call_ids=None, pool="default_pool").expand(path=paths())
+
+            @task_group
+            def group(path):
+                Archive(task_id="plain", call_ids=None, path=path, pool="default_pool")
+
+            group.expand(path=[{f"{bench.path}/group"!r}])
             """
         )
         states = {task: run.states[task, index] for task, index in run.states if index < 1}
         assert states["xcom"] == states["text"] == "failed"
         assert (run.states["mapped", 0], run.states["mapped", 1]) == ("success", "failed")
-        assert states["window"] == "success"
+        assert states["window"] == states["group.plain"] == "success"
         assert len(run.xcom(task_id="window", map_index=0)) == 2
         assert run.tries["xcom", -1] == 1
         if not airflow_version.startswith("3.0."):  # which does not show it here
