@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -332,25 +332,6 @@ class AmplemarketHook(BaseHook):
                     start,
                     OLDER_PAGES_FROM_THE_FIRST,
                 )
-
-    def find_calls(self, call_ids: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """
-        Yield those of these calls that the list has, once each, reading page after page until all are found.
-
-        There is no request for one call: one id that the list does not have costs the whole list.
-
-        :param call_ids: the ids to look for.
-        :raises AuthenticationError: when the API key is refused.
-        :raises AmplemarketAPIError: when the list does not come, after some retries, or makes no sense.
-        :raises RequestAbortedError: after :meth:`abort`.
-        """
-        left = set(call_ids)
-        for call in self.iter_calls() if left else ():
-            if is_plain_id(call.get("id")) and call["id"] in left:
-                left.remove(call["id"])
-                yield call
-                if not left:
-                    return
 
     def download_recording(
         self,

@@ -290,26 +290,6 @@ class TestListingCalls:
         assert sorted(found) == ["of-'7'", "of-7"]
         assert parse_qs(list_requests(sandbox)[0].query) == {"user_id": ["7"]}
 
-    def test_calls_are_found_by_their_ids_on_as_few_pages_as_may_be(self, connect: Connect) -> None:
-        calls = make_calls(100, end=END)
-        wanted = [calls[45]["id"], calls[3]["id"]]
-        with Sandbox(calls=calls) as sandbox:
-            found = list(connect(sandbox.url).find_calls(wanted))
-        assert found == [calls[3], calls[45]]
-        assert len(list_requests(sandbox)) == 3
-
-    def test_ids_that_the_list_does_not_have_are_looked_for_to_its_end(self, connect: Connect) -> None:
-        calls = make_calls(50, end=END)
-        with Sandbox(calls=[*calls, {"duration": 1}, {"id": ["odd"]}]) as sandbox:
-            found = ids(connect(sandbox.url).find_calls(["unknown", calls[3]["id"], calls[3]["id"]]))
-        assert found == [calls[3]["id"]]
-        assert len(list_requests(sandbox)) == 3
-
-    def test_no_ids_cost_no_request(self, connect: Connect) -> None:
-        with Sandbox(calls=make_calls(3, end=END)) as sandbox:
-            assert list(connect(sandbox.url).find_calls([])) == []
-            assert sandbox.log == []
-
     @pytest.mark.parametrize("order", ["newest", "oldest", "shuffled"])
     def test_a_page_of_one_old_call_says_nothing_of_those_that_follow(self, connect: Connect, order: Any) -> None:
         calls = make_calls(6, end=END, days=6)
