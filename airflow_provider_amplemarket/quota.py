@@ -358,6 +358,11 @@ class Ledger:
             f"The quota ledger (Airflow Variable {self.key}) does not keep what is written to it. {cause}"
         )
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether it answered at once when it was last asked."""
+        return self._store.is_quick
+
     def moments(self) -> list[float]:
         """List when the next permits become free (seconds since the epoch), sorted."""
         now = self.clock()

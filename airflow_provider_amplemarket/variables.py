@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from airflow.providers.common.compat.sdk import Variable, conf
@@ -117,6 +118,8 @@ class PatientStore:
         self._pause = pause
         self._monotonic = monotonic
         self._is_kept_from_us = False
+        #: Whether the last access went well, and took less than :data:`QUICK`.
+        self.is_quick = True
 
     def get(self, key: str) -> str | None:
         """
@@ -128,12 +131,12 @@ class PatientStore:
         problem: Exception | None = None
         for pause in (*_PAUSES, 0.0):
             try:
-                text = self._store.get(key)
+                text = self._read(key)
                 not_found += 1
                 if text is not None:
                     return text
                 if not_found >= _NOT_FOUND_BELIEVED and self._answers():
-                    return self._store.get(key)
+                    return self._read(key)
             except Exception as error:
                 problem, not_found = error, 0
             self._pause(pause)
@@ -145,7 +148,7 @@ class PatientStore:
     def glance(self, key: str) -> str | None:
         """Return the stored text, None when it is not there or cannot be read just now."""
         try:
-            return self._store.get(key)
+            return self._read(key)
         except Exception:
             return None
 
@@ -160,10 +163,9 @@ class PatientStore:
         for pause in (*_PAUSES, 0.0):
             if unless():
                 break
-            began = self._monotonic()
             try:
-                self._store.set(key, text)
-                return problem is None and self._monotonic() - began < QUICK
+                self._write(key, text)
+                return problem is None and self.is_quick
             except Exception as error:
                 problem = error
             self._pause(pause)
@@ -173,13 +175,28 @@ class PatientStore:
         """Tell whether the store is there, by another text."""
         self._is_kept_from_us = False
         try:
-            if self._store.get(self._proof) is None:
-                self._store.set(self._proof, "proof")
-            is_there = self._store.get(self._proof) is not None
+            if self._read(self._proof) is None:
+                self._write(self._proof, "proof")
+            is_there = self._read(self._proof) is not None
         except Exception:
             return False
         self._is_kept_from_us = not is_there
         return is_there
+
+    def _read(self, key: str) -> str | None:
+        with self._timed():
+            return self._store.get(key)
+
+    def _write(self, key: str, text: str) -> None:
+        with self._timed():
+            self._store.set(key, text)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        self.is_quick = False
+        began = self._monotonic()
+        yield
+        self.is_quick = self._monotonic() - began < QUICK
 
 
 def is_multi_team() -> bool:

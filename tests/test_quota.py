@@ -1101,3 +1101,48 @@ class QuotaMachine(RuleBasedStateMachine):
 
 TestQuotaMachine = QuotaMachine.TestCase
 TestQuotaMachine.settings = settings(relaxed, max_examples=300, stateful_step_count=40)
+
+
+class TimeOut(BaseException):
+    """As Airflow ends a task from within a call that takes too long."""
+
+
+class HangingStore(MemoryStore):
+    """Keeps the ledger until it hangs, or answers just in time for the task to be ended."""
+
+    def __init__(self, clock: Clock, *, seconds: float) -> None:
+        super().__init__()
+        self.hangs = False
+        self.accesses = 0
+        self._clock = clock
+        self._seconds = seconds
+
+    def get(self, key: str) -> str | None:
+        if self.hangs and key == KEY:
+            self._wait()
+            raise TimeOut
+        return super().get(key)
+
+    def set(self, key: str, text: str) -> None:
+        if self.hangs and self.accesses:
+            self._wait()
+        super().set(key, text)
+
+    def _wait(self) -> None:
+        self.accesses += 1
+        self._clock.now += self._seconds
+
+
+def test_a_task_that_is_to_end_waits_for_no_store_that_hangs() -> None:
+    clock = Clock()
+    store = HangingStore(clock, seconds=27.0)
+    ledger = Ledger(
+        "vendor", HOUR, answer_timeout=ANSWER_TIMEOUT, store=store, clock=clock, sleep=clock.sleep, monotonic=clock
+    )
+    ledger.exchange(1)
+    assert ledger.is_quick
+    store.hangs = True
+    with pytest.raises(TimeOut):
+        ledger.exchange(1)
+    assert store.accesses == 1
+    assert not ledger.is_quick
