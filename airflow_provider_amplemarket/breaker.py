@@ -12,24 +12,24 @@ _LOOK = 0.25
 
 class CircuitBreaker:
     """
-    Let only so many requests be unanswered at once that no more than a limit of them can fail in a row.
+    Let only so many requests be undecided at once that no more than a limit of them can fail in a row.
 
-    With a limit of ten, ten requests may be unanswered; once one has failed, nine; and when ten have failed, with
-    no good answer between them, the circuit is open and nothing is sent any more. A request counts as unanswered
-    until its answer has begun, so any number of bodies may stream at once.
+    Failures are of several kinds, one for each step of the way: the answer, its body, the upload. With a limit of ten,
+    ten requests may be before the end of that step; once one has failed there, nine; and when ten have failed, with no
+    success between them, the circuit is open and nothing is sent any more.
 
     :param limits: for each kind of failure, how many of it in a row open the circuit.
-    :param trusting: kinds whose limit leaves the requests alone while the last good answer was followed by no failure
-        of that kind. It is exact before the first good answer; after one, requests under way may go beyond it.
+    :param trusting: kinds whose limit leaves the requests alone while the last step of that kind was a success. It is
+        exact before the first success; after one, requests under way may go beyond it.
     """
 
     def __init__(self, limits: Mapping[str, int], *, trusting: Collection[str] = ()) -> None:
         self._limits = dict(limits)
         self._trusting = frozenset(trusting)
         self._changed = threading.Condition()
-        self._unanswered = 0
+        self._undecided: Counter[str] = Counter()
         self._in_a_row: Counter[str] = Counter()
-        self._has_served = False
+        self._trusted: set[str] = set()
         self._is_open = False
 
     @property
@@ -42,31 +42,15 @@ class CircuitBreaker:
         Wait until one more request may be sent.
 
         :param is_wanted: asked again and again while waiting; whether the request is still to be sent.
-        :return: the request, which counts until its answer is reported; None when it must not be sent.
+        :return: the request, of which all is undecided; None when it must not be sent.
         """
         with self._changed:
             while not self._is_open and is_wanted():
                 if self._has_room():
-                    self._unanswered += 1
-                    return Request(self)
+                    self._undecided.update(self._limits.keys())
+                    return Request(self, self._limits.keys())
                 self._changed.wait(_LOOK)
             return None
-
-    def count(self, failure: str) -> bool:
-        """Count a failure; tell whether the circuit is open now because of such failures."""
-        with self._changed:
-            self._in_a_row[failure] += 1
-            is_too_many = self._in_a_row[failure] >= self._limits[failure]
-            self._is_open = self._is_open or is_too_many
-            self._changed.notify_all()
-            return is_too_many
-
-    def clear(self, *failures: str) -> None:
-        """Begin counting anew: no failure of these kinds is the last one's neighbour any more."""
-        with self._changed:
-            for failure in failures:
-                del self._in_a_row[failure]
-            self._changed.notify_all()
 
     def open(self) -> None:
         """Let nothing be sent any more."""
@@ -75,43 +59,57 @@ class CircuitBreaker:
             self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        """Tell whether even if all that is unanswered fails, and this one too, no limit is exceeded."""
+        """Tell whether even if all that is undecided fails, and this one too, no limit is exceeded."""
         return all(
-            self._unanswered + self._in_a_row[kind] < limit
+            self._undecided[kind] + self._in_a_row[kind] < limit
             for kind, limit in self._limits.items()
-            if not (kind in self._trusting and self._has_served and not self._in_a_row[kind])
+            if kind not in self._trusted
         )
+
+    def _count(self, kind: str) -> bool:
+        self._in_a_row[kind] += 1
+        self._trusted.discard(kind)
+        is_too_many = self._in_a_row[kind] >= self._limits[kind]
+        self._is_open = self._is_open or is_too_many
+        return is_too_many
 
 
 class Request:
     """
-    One request, as a :class:`CircuitBreaker` counts it; each request is answered once, further reports change nothing.
+    One request, as a :class:`CircuitBreaker` counts it: each kind of failure is decided once.
 
     :param breaker: what counts it.
+    :param kinds: the kinds of failures of which it is undecided whether it is one.
     """
 
-    def __init__(self, breaker: CircuitBreaker) -> None:
+    def __init__(self, breaker: CircuitBreaker, kinds: Collection[str]) -> None:
         self._breaker = breaker
-        self._is_answered = False
+        self._undecided = set(kinds)
 
-    def served(self, *clears: str) -> None:
-        """Its answer has begun as a good one; that ends a row of the given kinds of failures."""
+    def succeeded(self, *kinds: str) -> None:
+        """It is no failure of these kinds, but a success; that ends a row of them, and gives trust."""
         with self._breaker._changed:
-            self._breaker._has_served = True
-            self.answered(*clears)
+            self._breaker._trusted |= self._breaker._trusting.intersection(kinds)
+            self.cleared(*kinds)
 
-    def answered(self, *clears: str) -> None:
-        """It was answered, or will not be; that ends a row of the given kinds of failures."""
+    def cleared(self, *kinds: str) -> None:
+        """It is no failure of these kinds; that ends a row of them."""
         with self._breaker._changed:
-            if not self._is_answered:
-                self._is_answered = True
-                self._breaker._unanswered -= 1
-                self._breaker.clear(*clears)
+            for kind in kinds:
+                del self._breaker._in_a_row[kind]
+            self.decided(*kinds)
 
-    def failed(self, failure: str, *clears: str) -> bool:
-        """It failed; tell whether the circuit is open now because of such failures."""
+    def failed(self, kind: str) -> bool:
+        """It is a failure of this kind; tell whether the circuit is open now because of such failures."""
         with self._breaker._changed:
-            # Counted before its place is free, lest another request takes it.
-            is_open = self._breaker.count(failure)
-            self.answered(*clears)
+            is_open = kind in self._undecided and self._breaker._count(kind)
+            self.decided(kind)
             return is_open
+
+    def decided(self, *kinds: str) -> None:
+        """Nothing more will be said of these kinds; without any, of all."""
+        with self._breaker._changed:
+            for kind in self._undecided.intersection(kinds or self._undecided):
+                self._undecided.discard(kind)
+                self._breaker._undecided[kind] -= 1
+            self._breaker._changed.notify_all()

@@ -21,10 +21,12 @@ from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveError,
     AuthenticationError,
+    InvalidRecordingError,
+    LedgerBusyError,
     LedgerError,
     RateLimitExceededError,
 )
-from airflow_provider_amplemarket.fetch import Fetcher, Job, Outcome
+from airflow_provider_amplemarket.fetch import Fetcher, Job, Outcome, Sent
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, Recording
 from airflow_provider_amplemarket.plan import (
     FAILED,
@@ -89,6 +91,7 @@ class Downloads:
     cancel: threading.Event
     requests: int = 0
     _are_many: bool = False
+    _is_ledger_busy: bool = False
     _archived: int = 0
     _failed: list[tuple[Item, Item]] = field(default_factory=list)
     _answers: list[float] = field(default_factory=list)
@@ -182,9 +185,10 @@ class Downloads:
     def _give_up(self, plan: Plan, directory: Path) -> None:
         """Give calls up that have failed for long enough, unless it may be the API, the key or the store that fails."""
         now = pendulum.now("UTC")
-        is_few = self._fetcher.fatal is None and len(self._failed) <= FEW
-        is_key = isinstance(self._fetcher.fatal, AuthenticationError)
-        is_theirs = is_few or (self._archived > 0 and (self._fetcher.fatal is None or is_key))
+        fatal = self._fetcher.fatal
+        is_few = fatal is None and len(self._failed) <= FEW
+        is_of_recordings = fatal is None or isinstance(fatal, AuthenticationError | InvalidRecordingError)
+        is_theirs = is_few or (self._archived > 0 and is_of_recordings)
         for before, item in self._failed:
             was_given_up = (before.last_record or {}).get("status") == GIVEN_UP
             if (is_theirs or was_given_up) and gives_up(before, self.attempt, after=self.give_up_after, now=now):
@@ -210,6 +214,7 @@ class Downloads:
             attempt=self.attempt,
             conn_id=self.hook.amplemarket_conn_id,
             is_full=self.is_full,
+            hold=timedelta(seconds=self.ledger.limit.hold),
         )
 
     @cached_property
@@ -224,7 +229,8 @@ class Downloads:
             # As many as are downloaded wait with their permits, or are published, so that no download waits for the
             # ledger; an exchange, which is several round trips, brings permits for half as many at a time. Once
             # something has stopped the run, what is under way ends first and is reported together.
-            room = 0 if self._fetcher.is_stopped else min(len(queue), 2 * self.concurrency - crew.busy)
+            is_waiting = self._fetcher.is_stopped or (self._is_ledger_busy and crew.busy)
+            room = 0 if is_waiting else min(len(queue), 2 * self.concurrency - crew.busy)
             is_due = room >= min(len(queue), (self.concurrency + 1) // 2)
             if (room and is_due) or (report and not crew.busy):
                 report = self._trade(plan, queue, crew, room, report)
@@ -237,13 +243,21 @@ class Downloads:
                     queue.appendleft(outcome.item)
         for outcome in self._abandon(plan, crew):
             report.add(outcome)
-        if report:
+        if report and self.ledger.is_quick:
             self._exchange(0, report)
 
     def _trade(self, plan: Plan, queue: deque[Item], crew: _Crew, wanted: int, report: _Report) -> _Report:
         """Report to the ledger, and spend the permits that it gives; return what is to be reported next."""
         next_report = _Report()
-        permits = deque(self._exchange(wanted, report))
+        try:
+            permits = deque(self._exchange(wanted, report))
+        except LedgerBusyError as error:
+            if not crew.busy:
+                self._fetcher.stop(error)
+                return next_report
+            self._is_ledger_busy = True  # what has its permit is paid for; then this is reported, and more asked for
+            return report
+        self._is_ledger_busy = False
         try:
             for item in self._next(plan, queue, len(permits)):
                 crew.take(item, permits.popleft())
@@ -259,7 +273,9 @@ class Downloads:
             return self.ledger.exchange(
                 wanted, answered=report.answered, unused=report.unused, refusals=report.refusals
             )
-        except LedgerError as error:  # what has its permit is paid for and needs no ledger
+        except LedgerBusyError:
+            raise
+        except LedgerError as error:
             self._fetcher.stop(error)
             return []
 
@@ -415,14 +431,14 @@ class _Crew:
         except BaseException as error:
             self._outcomes.put(error)
             return
-        if isinstance(result, Recording):
-            self._publishers.submit(partial(self._publish, job, result))
-        else:
+        if isinstance(result, Outcome):
             self._outcomes.put(result)
+        else:
+            self._publishers.submit(partial(self._publish, *result))
 
-    def _publish(self, job: Job, recording: Recording) -> None:
+    def _publish(self, sent: Sent, recording: Recording) -> None:
         try:
-            self._outcomes.put(self._fetcher.publish(job, recording))
+            self._outcomes.put(self._fetcher.publish(sent, recording))
         except BaseException as error:
             self._outcomes.put(error)
 

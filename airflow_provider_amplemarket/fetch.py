@@ -31,13 +31,15 @@ from airflow_provider_amplemarket.quota import Permit
 from airflow_provider_amplemarket.records import Records
 
 #: So many requests in a row that the API does not serve, for its own reasons, and the rest is left for a retry:
-#: an outage should not eat the quota. Recordings in a row that the archive does not take end a run likewise, but
-#: those that are under way by then have been asked for, too.
+#: an outage should not eat the quota. So do as many recordings in a row that do not come whole, or that the archive
+#: does not take; where one went well before, those under way by then have been asked for, too.
 OUTAGE = 10
 #: So many recordings in a row refused with 403, and it is the API key that is refused.
 REFUSED = 3
 
-_API, _KEY, _ARCHIVE = "API", "key", "archive"
+#: The steps at which a request can fail: its answer, the right to it, the body, and what the archive makes of it.
+_API, _KEY, _BODY, _ARCHIVE = "API", "key", "body", "archive"
+_LIMITS = {_API: OUTAGE, _KEY: REFUSED, _BODY: OUTAGE, _ARCHIVE: OUTAGE}
 
 _STATUSES: dict[type[Exception], str] = {RecordingNotFoundError: NOT_FOUND, RecordingTooLargeError: TOO_LARGE}
 
@@ -58,6 +60,20 @@ class Job:
     def target(self) -> Path:
         """The file to download to."""
         return self.directory / f"{self.item.call_id}.part"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """
+    A job whose request is sent.
+
+    :param request: the request, as it is counted.
+    :param requested_at: when it was sent.
+    """
+
+    job: Job
+    request: Request
+    requested_at: datetime
 
 
 @dataclass(frozen=True)
@@ -109,7 +125,7 @@ class Fetcher:
         self._clock = clock
         self._cancel = cancel
         # Where one recording is refused, the others under way may be, too; where none was served yet, it is exact.
-        self._breaker = CircuitBreaker({_API: OUTAGE, _KEY: REFUSED, _ARCHIVE: OUTAGE}, trusting=[_KEY])
+        self._breaker = CircuitBreaker(_LIMITS, trusting=[_KEY, _BODY, _ARCHIVE])
         #: What makes going on pointless, if anything does.
         self.fatal: Exception | None = None
 
@@ -124,7 +140,7 @@ class Fetcher:
             self.fatal = error
         self._breaker.open()
 
-    def download(self, job: Job) -> Recording | Outcome:
+    def download(self, job: Job) -> tuple[Sent, Recording] | Outcome:
         """Send the request; what goes wrong is put on record before the next one is sent, lest an outage eat them."""
 
         def is_wanted() -> bool:
@@ -133,36 +149,47 @@ class Fetcher:
         request = self._breaker.enter(is_wanted)
         if request is None:
             return Outcome(job.permit, job.item, MISSING, sent=False)
-        requested_at = pendulum.now("UTC")
+        sent = Sent(job, request, pendulum.now("UTC"))
         try:
             recording = self._hook.download_recording(
-                job.item.call_id, job.target, cancelled=self._cancel.is_set, answered=lambda: _served(request)
+                job.item.call_id,
+                job.target,
+                cancelled=self._cancel.is_set,
+                answered=lambda: request.succeeded(_API, _KEY),
             )
         except Exception as error:
-            self._judge(request, error)
-            if isinstance(error, RateLimitExceededError | AuthenticationError):
-                return Outcome(job.permit, job.item, MISSING, self._clock(), error=error)
-            # Where no answer came, the API may still count the request: the permit keeps its careful entry.
-            is_answer = isinstance(error, AmplemarketAPIError | InvalidRecordingError)
-            is_answer = is_answer and not isinstance(error, AmplemarketConnectionError)
-            return self._fail(job, error, requested_at, self._clock() if is_answer else None)
-        _served(request)
-        return recording
+            try:
+                return self._unserved(sent, error)
+            finally:
+                request.decided()
+        request.succeeded(_API, _KEY, _BODY)
+        return sent, recording
 
-    def publish(self, job: Job, recording: Recording) -> Outcome:
+    def _unserved(self, sent: Sent, error: Exception) -> Outcome:
+        self._judge(sent.request, error)
+        if isinstance(error, RateLimitExceededError | AuthenticationError):
+            return Outcome(sent.job.permit, sent.job.item, MISSING, self._clock(), error=error)
+        # Where no answer came, the API may still count the request: the permit keeps its careful entry.
+        is_answer = isinstance(error, AmplemarketAPIError | InvalidRecordingError)
+        is_answer = is_answer and not isinstance(error, AmplemarketConnectionError)
+        return self._fail(sent, error, self._clock() if is_answer else None)
+
+    def publish(self, sent: Sent, recording: Recording) -> Outcome:
         """Take a recording into the archive."""
+        job = sent.job
         answered_at = recording.answered_at.timestamp()
         try:
             if job.item.entry.is_stored:
                 job = self._overwriting(job)
             entry = self._store(job, recording)
+            sent.request.succeeded(_ARCHIVE)
         except Exception as error:
             if isinstance(error, ArchiveError | OSError) and not self._cancel.is_set():
-                self._count(_ARCHIVE, error)
-            return self._fail(job, error, recording.requested_at, answered_at)
+                self._count(sent.request, _ARCHIVE, error)
+            return self._fail(replace(sent, job=job), error, answered_at)
         finally:
             job.target.unlink(missing_ok=True)
-        self._breaker.clear(_ARCHIVE)
+            sent.request.decided()
         return Outcome(job.permit, Item(job.item.call, entry), STORED, answered_at)
 
     def _judge(self, request: Request, error: Exception) -> None:
@@ -173,33 +200,37 @@ class Fetcher:
             self.stop(error)
         elif isinstance(error, RateLimitExceededError):
             self.stop()
-        elif isinstance(error, RecordingForbiddenError):
-            if request.failed(_KEY, _API):
-                self.stop(
-                    AuthenticationError(
-                        f"{REFUSED} requests for recordings in a row were refused, the last one with: {error}; "
-                        f"check the API key in the password of connection {self._hook.amplemarket_conn_id!r}",
-                        status=error.status,
-                    )
+        elif kind := _step(error):
+            self._count(request, kind, error)
+        else:  # the API has no such recording to give, and says so
+            request.cleared(_BODY)
+        if not _is_outage(error):
+            request.cleared(_API)
+
+    def _count(self, request: Request, kind: str, error: Exception) -> None:
+        if not request.failed(kind):
+            return
+        if kind == _KEY:
+            self.stop(
+                AuthenticationError(
+                    f"{REFUSED} requests for recordings in a row were refused, the last one with: {error}; "
+                    f"check the API key in the password of connection {self._hook.amplemarket_conn_id!r}",
+                    status=getattr(error, "status", None),
                 )
-        elif _is_outage(error):
-            if request.failed(_API):
-                self.stop(_outage(error))
-        elif isinstance(error, ArchiveError | OSError):  # the disk, for example
-            self._count(_ARCHIVE, error)
-        request.answered(_API)
+            )
+        elif kind == _BODY:
+            self.stop(InvalidRecordingError(f"{OUTAGE} recordings in a row did not come whole, the last one: {error}"))
+        else:
+            self.stop(AmplemarketError(f"{OUTAGE} requests in a row failed, the last one with: {error}"))
 
-    def _count(self, failure: str, error: Exception) -> None:
-        if self._breaker.count(failure):
-            self.stop(_outage(error))
-
-    def _fail(self, job: Job, error: Exception, requested_at: datetime, answered_at: float | None) -> Outcome:
+    def _fail(self, sent: Sent, error: Exception, answered_at: float | None) -> Outcome:
         """Put a failure on record; where the archive is what fails, stop the run instead."""
+        job = sent.job
         if self._cancel.is_set():
             return Outcome(job.permit, job.item, MISSING, answered_at)
 
         def made(status: str, reason: Exception) -> Mapping[str, Any]:
-            return self._records.failed(job.item, status, reason, permit=job.permit, requested_at=requested_at)
+            return self._records.failed(job.item, status, reason, permit=job.permit, requested_at=sent.requested_at)
 
         status = _STATUSES.get(type(error), FAILED)
         record = made(status, error)
@@ -214,7 +245,7 @@ class Fetcher:
                 self.stop(fault)
                 return Outcome(job.permit, job.item, MISSING, answered_at, error=fault)
             # It is only this sidecar that cannot be written. Nobody would know why there is no recording: a failure.
-            self._count(_ARCHIVE, fault)
+            self._count(sent.request, _ARCHIVE, fault)
             error = ArchiveError(f"{error}; and this could not be put on record: {fault}")
             record = made(FAILED, error)
         item = Item(job.item.call, Entry(job.item.entry.place, job.item.entry.size, record))
@@ -250,12 +281,15 @@ class Fetcher:
             raise AmplemarketError("The task was told to stop")
 
 
-def _served(request: Request) -> None:
-    request.served(_API, _KEY)
-
-
-def _outage(error: Exception) -> AmplemarketError:
-    return AmplemarketError(f"{OUTAGE} requests in a row failed, the last one with: {error}")
+def _step(error: Exception) -> str | None:
+    """Tell at which step a request failed, where others may fail for the same reason; None where that is its own."""
+    if isinstance(error, RecordingForbiddenError):
+        return _KEY
+    if isinstance(error, InvalidRecordingError):
+        return _BODY
+    if _is_outage(error):
+        return _API
+    return _ARCHIVE if isinstance(error, ArchiveError | OSError) else None  # the disk, for example
 
 
 def _is_outage(error: Exception) -> bool:

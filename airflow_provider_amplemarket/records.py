@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pendulum
@@ -32,11 +32,13 @@ class Records:
     :param attempt: who asks.
     :param conn_id: the connection whose quota the requests count against.
     :param is_full: whether sidecars keep the call as the API gave it.
+    :param hold: how long a request counts against the quota.
     """
 
     attempt: Attempt
     conn_id: str
     is_full: bool
+    hold: timedelta
 
     def stored(self, item: Item, recording: Recording, permit: Permit) -> dict[str, Any]:
         """Say that a recording is archived."""
@@ -48,7 +50,7 @@ class Records:
             sha256=recording.sha256,
             content_type=recording.content_type,
             is_mpeg=recording.is_mpeg,
-            permit=permit.id,
+            **self._permits(item, permit),
             requested_at=recording.requested_at,
             answered_at=recording.answered_at,
         )
@@ -90,7 +92,7 @@ class Records:
             item,
             status,
             error=str(error),
-            permit=permit.id,
+            **self._permits(item, permit),
             requested_at=requested_at,
             answered_at=now,
             first_requested_at=moment_of(last.get("first_requested_at")) or requested_at,
@@ -109,6 +111,15 @@ class Records:
         if item.last_record is not item.entry.record:
             return {**record, "overwrite": {**(item.last_record or {}), "status": GIVEN_UP}}
         return {**record, "status": GIVEN_UP}
+
+    def _permits(self, item: Item, permit: Permit) -> dict[str, Any]:
+        """Name the permit that was spent, and those of earlier requests for the same call that still count."""
+        last = item.last_record or {}
+        since = pendulum.now("UTC") - self.hold
+        is_ours = last.get("amplemarket_conn_id") == self.conn_id
+        spent = _spent(last) if is_ours else ()
+        earlier = {name: moment.isoformat() for name, moment in spent if name is not None and moment > since}
+        return {"permit": permit.id, **({"earlier_permits": earlier} if earlier else {})}
 
     def _record(self, item: Item, status: str, **fields: Any) -> dict[str, Any]:
         record = {
@@ -138,13 +149,23 @@ def evidence(
     by_permit: dict[str, float] = {}
     others: list[float] = []
     for record in (record for item in items for record in item.records):
-        answered_at = moment_of(record.get("answered_at"))
-        if answered_at is None or record.get("amplemarket_conn_id") != conn_id:
+        if record.get("amplemarket_conn_id") != conn_id:
             continue
-        if not since < answered_at.timestamp() <= until:
-            continue
-        if isinstance(record.get("permit"), str):
-            by_permit[record["permit"]] = answered_at.timestamp()
-        else:
-            others.append(answered_at.timestamp())
+        for permit, moment in _spent(record):
+            if not since < moment.timestamp() <= until:
+                continue
+            if permit is None:
+                others.append(moment.timestamp())
+            else:
+                by_permit[permit] = moment.timestamp()
     return by_permit, others
+
+
+def _spent(record: Mapping[str, Any]) -> Iterator[tuple[str | None, datetime]]:
+    """Yield the requests that a sidecar tells of: the permit, None in older sidecars, and when the answer came."""
+    earlier = record.get("earlier_permits")
+    texts = [*earlier.items()] if isinstance(earlier, Mapping) else []
+    permit = record.get("permit")
+    for name, text in [*texts, (permit if isinstance(permit, str) else None, record.get("answered_at"))]:
+        if (moment := moment_of(text)) is not None:
+            yield name, moment

@@ -53,42 +53,57 @@ def test_a_good_answer_frees_all_places() -> None:
     first, second, third = entered(breaker)
     first.failed("outage")
     second.failed("outage")
-    third.served("outage")
+    third.succeeded("outage")
     assert len(entered(breaker)) == 3
 
 
 def test_a_body_that_streams_is_answered() -> None:
     breaker = CircuitBreaker({"outage": 2})
-    streams = []
     for _ in range(32):
         (request, *_) = entered(breaker, most=1)
-        request.served("outage")
-        streams.append(request)
-    assert len(streams) == 32
+        request.succeeded("outage")
 
 
-def test_a_request_is_answered_once() -> None:
+def test_each_kind_of_a_request_is_decided_once() -> None:
     breaker = CircuitBreaker({"outage": 2})
     request, _ = entered(breaker)
-    request.served("outage")
-    request.served("outage")
-    request.answered("outage")
+    request.succeeded("outage")
+    request.succeeded("outage")
+    assert not request.failed("outage")
+    request.decided()
     assert len(entered(breaker)) == 1
 
 
-def test_a_failure_after_a_good_answer_counts_and_frees_nothing() -> None:
-    breaker = CircuitBreaker({"outage": 3})
-    request, *_ = entered(breaker)
-    request.served()
-    assert not request.failed("outage")
+def test_a_request_holds_its_place_until_its_last_step_is_decided() -> None:
+    breaker = CircuitBreaker({"outage": 10, "archive": 3})
+    requests = entered(breaker)
+    assert len(requests) == 3
+    for request in requests:
+        request.succeeded("outage")
     assert entered(breaker) == []
+    requests[0].failed("archive")
+    assert entered(breaker) == []
+    requests[1].succeeded("archive")
+    assert len(entered(breaker)) == 2
+
+
+def test_what_is_not_decided_any_more_holds_no_place() -> None:
+    breaker = CircuitBreaker({"outage": 2, "archive": 2})
+    request, _ = entered(breaker)
+    request.failed("outage")
+    request.decided()
+    assert len(entered(breaker)) == 0
+    request.cleared("outage")
+    assert len(entered(breaker)) == 1
 
 
 def test_kinds_are_counted_apart_and_any_of_them_opens() -> None:
     breaker = CircuitBreaker({"outage": 5, "key": 2})
     first, second = entered(breaker)
     first.failed("outage")
-    assert not second.failed("key", "outage")  # an answer, so no outage
+    first.decided()
+    assert not second.failed("key")
+    second.cleared("outage")  # it was an answer
     (third,) = entered(breaker)
     assert third.failed("key")
     assert breaker.is_open
@@ -98,7 +113,7 @@ def test_trusting_kinds_leave_the_others_alone_after_a_good_answer_until_one_fai
     breaker = CircuitBreaker({"outage": 10, "key": 3}, trusting=["key"])
     first, *others = entered(breaker)
     assert len(others) == 2
-    first.served("outage", "key")
+    first.succeeded("outage", "key")
     more = entered(breaker)
     assert len(more) == 8
     assert not more[0].failed("key")
@@ -138,7 +153,7 @@ def ask(threads: int, answer: Callable[[int], bool], requests: int = 500) -> int
                 number = len(sent)
             time.sleep(Random(number).uniform(0, 0.002))
             if answer(number):
-                request.served("outage")
+                request.succeeded("outage")
             else:
                 request.failed("outage")
 

@@ -22,6 +22,7 @@ from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveError,
     AuthenticationError,
+    LedgerBusyError,
     LedgerError,
     RateLimitExceededError,
     RecordingNotFoundError,
@@ -41,7 +42,7 @@ from airflow_provider_amplemarket.plan import (
     Plan,
     decide,
 )
-from airflow_provider_amplemarket.quota import Permit
+from airflow_provider_amplemarket.quota import Permit, RateLimit
 
 AUDIO = b"ID3 audio"
 ATTEMPT = Attempt("dag", "task", "run", -1, 1, 1)
@@ -88,7 +89,7 @@ class Hook:
 
 
 class Ledger:
-    """Gives permits out of a heap and notes what it hears.
+    """Gives permits out of a heap and notes what it hears, but for what it hears when it raises.
 
     :param permits: How many there are; the first ``stale`` of them have grown too old to be used.
     """
@@ -102,6 +103,9 @@ class Ledger:
         self.refusals: list[float | None] = []
         self.threads: set[str] = set()
         self.error: Exception | None = None
+        self.busy = 0
+        self.is_quick = True
+        self.limit = RateLimit(50, 3600)
         self.clock = time.time
 
     def exchange(
@@ -113,6 +117,9 @@ class Ledger:
         refusals: list[float | None],
     ) -> list[Permit]:
         self.threads.add(threading.current_thread().name)
+        if self.busy and self.given:
+            self.busy -= 1
+            raise LedgerBusyError("Another task uses it")
         self.answered.update(answered)
         self.unused.extend(unused)
         self.refusals.extend(refusals)
@@ -314,6 +321,34 @@ def test_ledger_that_breaks_ends_what_is_under_way(tmp_path: Path) -> None:
     assert len(case.hook.asked) <= 4
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
     assert not (case.root / STAGING).exists()
+
+
+def test_others_have_the_ledger_for_a_moment(tmp_path: Path) -> None:
+    case = Case(tmp_path, 12, concurrency=2)
+    case.ledger.busy = 1
+    case.run()
+    assert case.ledger.busy == 0
+    assert len(case.ids(STORED)) == 12
+    # What became of the permits that were there meanwhile is told as soon as the ledger is free again.
+    assert len(case.ledger.answered) == len(case.ledger.given) == 12
+
+
+def test_others_have_the_ledger_for_long(tmp_path: Path) -> None:
+    case = Case(tmp_path, 12, concurrency=2)
+    case.ledger.busy = 1000
+    with pytest.raises(LedgerBusyError):
+        case.run()
+    assert len(case.ids(STORED)) == len(case.ledger.given) == 4
+    assert case.ledger.busy == 998
+
+
+def test_a_ledger_that_answers_slowly_keeps_no_task_that_is_told_to_stop(tmp_path: Path) -> None:
+    case = Case(tmp_path, 20)
+    case.hook._answers = {"c02": case.cancel.set}
+    case.ledger.is_quick = False
+    with pytest.raises(AmplemarketError):
+        case.run()
+    assert len(case.ledger.answered) + len(case.ledger.unused) < len(case.ledger.given)
 
 
 def test_cancel_ends_the_run_with_its_permits_given_back(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_amplemarket.archive import Archive
-from airflow_provider_amplemarket.exceptions import AmplemarketError, ArchiveIncompleteError
+from airflow_provider_amplemarket.exceptions import AmplemarketError, ArchiveIncompleteError, InvalidRecordingError
 from tests.operators.conftest import Bench, RealAirflow, Row, call, calls
 
 LEDGER = "amplemarket_quota__amplemarket_default"
@@ -196,11 +196,12 @@ class TestForbidden:
     def test_a_key_that_is_refused_later_costs_hardly_more(self, bench: Bench) -> None:
         rows = calls(40)
         sandbox = bench.start(*rows, limit=100)
-        for row in rows[5:]:
+        for row in rows[1:]:
             sandbox.set_fault(row["id"], "forbidden")
         outcome = bench.run(max_concurrency=16)
         assert isinstance(outcome.error, AirflowFailException)
-        assert len(outcome.asked) <= 5 + 3 + 10
+        # Two may be refused before the only one that is served, and ten be under way after it.
+        assert len(outcome.asked) <= 1 + 2 + 10
 
 
 class TestOutage:
@@ -216,25 +217,39 @@ class TestOutage:
         assert outcome.counts() == {"failed": 10}
         assert outcome.summary["permits_spent"] == bench.ledger.spent == 10
 
+    @pytest.mark.parametrize("concurrency", [1, 4, 32])
+    @pytest.mark.parametrize("fault", ["cut", "html", "empty"])
+    def test_recordings_that_do_not_come_whole_cost_ten(self, bench: Bench, concurrency: int, fault: str) -> None:
+        bench.start(*(call(f"x{number:02}--{fault}", 9 - number / 60) for number in range(40)), limit=100)
+        outcome = bench.run(max_concurrency=concurrency)
+        assert isinstance(outcome.error, InvalidRecordingError)
+        assert "10 recordings in a row did not come whole" in str(outcome.error)
+        assert len(outcome.asked) == 10
+        assert outcome.counts() == {"failed": 10}
+
     def test_in_good_times_as_many_bodies_stream_as_are_wanted(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Each body waits for all the others to have begun."""
-        rows = [call(f"x{number:02}--drip", 9 - number / 60) for number in range(32)]
+        """After the first one, each body waits for all the others to have begun."""
+        rows = [call(f"x{number:02}--drip", 9 - number / 60) for number in range(33)]
         bench.start(*rows, limit=100)
         together = threading.Barrier(32, timeout=60)
         hook = type(bench.operator().hook)
         save = hook._save
 
-        def meet(self: Any, *arguments: Any) -> Any:
-            together.wait()
-            return save(self, *arguments)
+        def meet(self: Any, response: Any, *arguments: Any) -> Any:
+            if "x00" not in response.url:
+                together.wait()
+            return save(self, response, *arguments)
 
         monkeypatch.setattr(hook, "_save", meet)
-        assert bench.run(max_concurrency=32).ok.counts() == {"stored": 32}
+        assert bench.run(max_concurrency=32).ok.counts() == {"stored": 33}
 
-    def test_an_archive_that_takes_no_recording_costs_ten(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        bench.start(*calls(40))
+    @pytest.mark.parametrize("concurrency", [1, 4, 32])
+    def test_an_archive_that_takes_no_recording_costs_ten(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, concurrency: int
+    ) -> None:
+        bench.start(*calls(40), limit=100)
         publish = Archive.publish
 
         def refuse(self: Archive, local: Path, key: str, content_type: str) -> None:
@@ -243,9 +258,11 @@ class TestOutage:
             publish(self, local, key, content_type)
 
         monkeypatch.setattr(Archive, "publish", refuse)
-        outcome = bench.run(max_concurrency=1)
+        outcome = bench.run(max_concurrency=concurrency)
         assert type(outcome.error) is AmplemarketError
-        assert 10 <= len(outcome.asked) <= 12  # downloads go on while recordings are published
+        assert "quota of the bucket" in str(outcome.error)
+        assert len(outcome.asked) == 10
+        assert outcome.counts() == {"failed": 10}
 
 
 class TestOrder:
@@ -344,6 +361,22 @@ class TestEvidence:
         outcome = bench.run("wednesday", max_wait=timedelta(0))
         assert len(outcome.asked) == 1
         assert sandbox.most_in_any_period() == 3
+
+    @pytest.mark.parametrize("fault", ["cut", "not-found"])
+    def test_every_request_for_a_call_is_known(self, bench: Bench, fault: str) -> None:
+        rows = [call(f"x{number}--{fault}", 20 - number) for number in range(2)]
+        sandbox = bench.start(*rows, *calls(4), limit=8, period=600.0)
+        ids = [row["id"] for row in rows]
+        for run_id in ("one", "two", "three"):
+            bench.run(run_id, call_ids=ids)
+        for row in rows:
+            sandbox.set_fault(row["id"], None)
+        bench.run("four", call_ids=ids[:1])
+        assert bench.ledger.spent == 7
+        bench.ledger.texts.clear()
+        assert len(bench.run("five", max_wait=timedelta(0)).asked) == 1
+        assert sandbox.most_in_any_period() == 8
+        assert len(bench.record(rows[0])["earlier_permits"]) == 3
 
     def test_sidecars_without_permits_count_where_there_is_no_ledger(self, bench: Bench) -> None:
         rows = calls(6)
