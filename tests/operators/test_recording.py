@@ -1424,7 +1424,7 @@ class TestInAirflow:
         bench.start(*(call(f"x{number}--endless") for number in range(6)))
         started = time.monotonic()
         run = airflow.test(
-            f"Archive(task_id='archive', path={bench.path!r}, execution_timeout=timedelta(seconds=1), "
+            f"Archive(task_id='archive', path={bench.path!r}, execution_timeout=timedelta(seconds=6), "
             "max_concurrency=2)"
         )
         assert time.monotonic() - started < 60  # and not an hour; Airflow itself needs most of it on a busy machine
