@@ -1000,6 +1000,9 @@ class TestProgram:
         assert f"127.0.0.1:{port}\n" in printed
         assert "7 recordings in 90 s" in printed
 
+    def test_takes_what_is_empty_in_the_environment_for_unset(self) -> None:
+        assert "50 recordings in 3600 s" in self.beginning(PORT="", LIMIT="", PERIOD="")
+
     def test_refuses_an_unknown_fault(self) -> None:
         with self.run("--port", "0", "--faults", "nofault") as process:
             _, problems = process.communicate(timeout=10)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.sandbox import Sandbox
+from tests.sandbox.settings import SettingError
 from tools import home
 
 #: Where the operator says how far it is: ``12 of 20 archived, 8 left, …``; not where its trigger says so again.
@@ -22,7 +23,7 @@ PROGRESS = re.compile(r"(?<!\d)(?<!: )\d+ of \d+ archived,.*?(?=\s+\[|$)")
 
 def main() -> int:
     """Run the demo; 0 only if the archive is right."""
-    place = home.LIVE if home.API_KEY else home.DEMO
+    place = (home.LIVE if home.API_KEY else home.DEMO).as_set()
     with ExitStack() as stack:
         stack.enter_context(place.claim())
         sandbox: Sandbox | None = None
@@ -115,6 +116,9 @@ def _show_progress(line: str) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except SettingError as problem:
+        print(problem, file=sys.stderr)
+        sys.exit(2)
     except home.StepError:
         sys.exit(1)
     except KeyboardInterrupt:

@@ -10,15 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Timer
 
 from tests.sandbox import Sandbox, make_calls
+from tests.sandbox.settings import LIMIT, PERIOD
 
 CHECKOUT = Path(__file__).parent.parent
-BASE = Path(os.environ.get("DEMO_HOME", CHECKOUT / ".airflow")).absolute()
+BASE = Path(os.environ.get("DEMO_HOME") or CHECKOUT / ".airflow").absolute()
 API_KEY = os.environ.get("AMPLEMARKET_API_KEY", "").strip()
 CONN_ID = "amplemarket_default"
 DAG_ID = "amplemarket_recordings"
@@ -39,13 +40,21 @@ class Home:
     A folder with everything that belongs to one Airflow, its archive and its quota.
 
     :param name: the folder's name.
-    :param limit: requests in a period, where ``LIMIT`` says nothing else.
-    :param period: that period in seconds, where ``PERIOD`` says nothing else.
+    :param limit: requests in a period.
+    :param period: that period in seconds.
     """
 
     name: str
     limit: int
     period: float
+
+    def as_set(self) -> Home:
+        """
+        Return it with the quota that ``LIMIT`` and ``PERIOD`` set.
+
+        :raises SettingError: when they set none.
+        """
+        return replace(self, limit=LIMIT.read(self.limit), period=PERIOD.read(self.period))
 
     @property
     def path(self) -> Path:
@@ -184,10 +193,10 @@ def _stop(process: subprocess.Popen[str], follow: Callable[[], None]) -> None:
 
 
 #: The real API gets a home of its own: neither its recordings nor its quota mix with the sandbox's.
-LIVE = Home("live", int(os.environ.get("LIMIT", "50")), float(os.environ.get("PERIOD", "3600")))
+LIVE = Home("live", 50, 3600.0)
 DEMO = Home("sandbox", LIVE.limit, LIVE.period)
 #: So small a quota that the twenty recordings are archived in three goes, with two waits.
-STANDALONE = Home("airflow", int(os.environ.get("LIMIT", "8")), float(os.environ.get("PERIOD", "60")))
+STANDALONE = Home("airflow", 8, 60.0)
 
 
 def shown(path: Path) -> str:

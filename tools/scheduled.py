@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 
+from tests.sandbox.settings import PORT, SettingError
 from tools import demo, home, standalone
 
 PATIENCE = 300.0
@@ -18,9 +19,9 @@ PATIENCE = 300.0
 
 def main() -> int:
     """Run it; 0 only if the task deferred and the archive is right."""
-    place = home.STANDALONE
+    place, port = home.STANDALONE.as_set(), PORT.read(standalone.DEFAULT_PORT)
     with place.claim(), place.make_sandbox() as sandbox:
-        with standalone.airflow(place, sandbox) as (_, env):
+        with standalone.airflow(place, sandbox, port) as (_, env):
             states = _watch()
         print(f"States     {' → '.join(states)}")
         if states[-1:] != ["success"] or "deferred" not in states:
@@ -50,5 +51,8 @@ def _watch() -> list[str]:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except SettingError as problem:
+        print(problem, file=sys.stderr)
+        sys.exit(2)
     except (home.StepError, standalone.NotStartedError):
         sys.exit(1)

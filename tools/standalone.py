@@ -17,9 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.sandbox import Sandbox
+from tests.sandbox.settings import PORT, SettingError
 from tools import home
 
 PATIENCE = 180.0
+#: Its UI is there where ``PORT`` says nothing else.
+DEFAULT_PORT = 8080
 #: Not ``airflow standalone``, whose parts serve their logs to the whole network.
 PARTS = {
     "api-server": ["--workers", "1"],
@@ -39,9 +42,13 @@ def main() -> int:
         print("make airflow runs with the sandbox only; leave AMPLEMARKET_API_KEY out")
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    place = home.STANDALONE
     try:
-        with place.claim(), place.make_sandbox() as sandbox, airflow(place, sandbox) as (parts, env):
+        place, port = home.STANDALONE.as_set(), PORT.read(DEFAULT_PORT)
+    except SettingError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    try:
+        with place.claim(), place.make_sandbox() as sandbox, airflow(place, sandbox, port) as (parts, env):
             _tell(place, env["AIRFLOW__API__BASE_URL"], sandbox.url)
             while all(part.poll() is None for part in parts):
                 time.sleep(1)
@@ -55,15 +62,18 @@ def main() -> int:
 
 
 @contextmanager
-def airflow(place: home.Home, sandbox: Sandbox) -> Iterator[tuple[list[subprocess.Popen[bytes]], dict[str, str]]]:
+def airflow(
+    place: home.Home, sandbox: Sandbox, port: int
+) -> Iterator[tuple[list[subprocess.Popen[bytes]], dict[str, str]]]:
     """
     Run a whole Airflow until the end of the block, which begins when it is healthy.
 
-    The example DAG is not paused, so its first run begins at once.
+    The example DAG is not paused, so in a new home its first run begins at once.
 
+    :param port: where its UI should be; another one where that is taken.
     :return: the processes of its parts, and the environment that they run in.
     """
-    port = _free_port(int(os.environ.get("PORT", "8080")))
+    port = _free_port(port)
     url = f"http://127.0.0.1:{port}"
     env = place.environment() | {
         "AIRFLOW__API__HOST": "127.0.0.1",

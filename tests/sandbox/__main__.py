@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import signal
 import sys
@@ -15,6 +14,7 @@ from tests.sandbox.calls import Call, make_call, make_calls
 from tests.sandbox.faults import RECORDING_FAULTS, known
 from tests.sandbox.pages import DEFAULT_SIZE
 from tests.sandbox.server import Sandbox
+from tests.sandbox.settings import LIMIT, PERIOD, PORT, SettingError
 
 # Those after which a run can still end well: the call is archived in the end, or is for good not to be had.
 SURVIVABLE = "chunked drip flaky large-3 late not-found redirect redirect-away slow too-large"
@@ -41,21 +41,24 @@ def fault_name(text: str) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Return the parser of the command line.
+
+    :raises SettingError: When the environment sets a default that cannot be one.
+    """
     now = datetime.now(UTC).replace(microsecond=0)
     parser = argparse.ArgumentParser(
         prog="python -m tests.sandbox",
         description="Serve the Amplemarket API on this machine, with made-up calls and real sound.",
     )
     option = parser.add_argument
-    set_by = os.environ.get
-    option("--port", type=int, default=set_by("PORT", "0"), help="port on 127.0.0.1, 0 for a free one (PORT, or 0)")
+    limit, period, port = LIMIT.read(50), PERIOD.read(3600.0), PORT.read(0)
+    option("--port", type=PORT.parse, default=port, help="port on 127.0.0.1, 0 for a free one (PORT, or 0)")
     option("--calls", type=int, default=60, help="number of calls (%(default)s)")
     option("--days", type=float, default=1.0, help="days over which they are spread (%(default)s)")
     option("--end", type=moment, default=now, help="time before which they begin, in ISO 8601 (now)")
     option("--seed", type=int, default=0, help="the same seed gives the same calls (%(default)s)")
-    option("--limit", type=int, default=set_by("LIMIT", "50"), help="recordings in any period (LIMIT, or 50)")
-    option("--period", type=float, default=set_by("PERIOD", "3600"), help="seconds of that period (PERIOD, or 3600)")
+    option("--limit", type=LIMIT.parse, default=limit, help="recordings in any period (LIMIT, or 50)")
+    option("--period", type=PERIOD.parse, default=period, help="seconds of that period (PERIOD, or 3600)")
     option("--api-key", default="sandbox-key", help="key that is accepted (%(default)s)")
     option("--no-retry-after", action="store_true", help="leave Retry-After out of a 429")
     option("--count-refused", action="store_true", help="let refused requests count as well")
@@ -90,7 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     :param arguments: The command line, by default that of the process.
     """
-    options = parser().parse_args(arguments)
+    try:
+        options = parser().parse_args(arguments)
+    except SettingError as problem:
+        print(problem, file=sys.stderr)
+        return 2
     calls = make_calls(options.calls, end=options.end, days=options.days, seed=options.seed)
     if options.faults is not None:
         calls += faulty_calls(options.faults or SURVIVABLE.split(), options.end)
