@@ -56,8 +56,9 @@ class Layout:
     Give every call its place, and find places among the keys that are there.
 
     :param key: a format string over the fields of a call, ``start_date`` being a datetime in UTC. It must
-        contain ``{id}``, with some text between it and any other field. Of the other fields' values what is not
-        plain is replaced by ``_``, and a missing one reads ``unknown``. Calls without a date go under ``undated/``.
+        contain ``{id}``, with some text between it and any other field, outside the braces. Of the other fields'
+        values what is not plain is replaced by ``_``, and a missing one reads ``unknown``. Calls without a date go
+        under ``undated/``.
     :raises AmplemarketConfigurationError: when the key cannot work; the message says why.
     """
 
@@ -145,13 +146,24 @@ class _Template:
                 raise self._wrong(f"of the fields only start_date takes a format, not {name}")
         if "id" not in [name for _, name, _, _ in parsed]:
             raise self._wrong("it must contain {id}")
-        for (_, left, _, _), (between, right, _, _) in pairwise(parsed):
+        for (_, left, left_spec, _), (between, right, right_spec, _) in pairwise(parsed):
             if left and not between and left != right and "id" in (left, right):
-                raise self._wrong(f"two calls could have one name; put a slash between {{{left}}} and {{{right}}}")
+                # What a date's format ends with is not looked into: only other text is the same for every value.
+                better = f"{_field(left, left_spec)}/{_field(right, right_spec)}"
+                raise self._wrong(
+                    f"only text outside the braces keeps {{id}} apart from other fields, so that each call has a "
+                    f"name of its own; write {better}"
+                )
         return [(literal, name, spec or "") for literal, name, spec, _ in parsed]
 
     def _wrong(self, why: str) -> AmplemarketConfigurationError:
         return AmplemarketConfigurationError(f"key={self._key!r} cannot be used: {why}")
+
+
+def _field(name: str | None, spec: str | None) -> str:
+    """Write a field as in a key, its format without separators at its ends."""
+    date = (spec or "").strip("/._=-")
+    return f"{{{name}:{date}}}" if date else f"{{{name}}}"
 
 
 def _plain(value: Any) -> str:

@@ -131,10 +131,13 @@ def test_a_call_without_a_plain_id_has_no_place(call_id: object) -> None:
         ("{start_date!s}/{id}", "only start_date takes a format"),
         ("{id:>9}", "only start_date takes a format"),
         ("{start_date:{id}}/{id}", "only start_date takes a format"),
-        ("{user_id}{id}.mp3", r"put a slash between \{user_id\} and \{id\}"),
-        ("{id}{duration}.mp3", r"put a slash between \{id\} and \{duration\}"),
-        ("{start_date:%Y-%m-%d}{id}.mp3", r"put a slash between \{start_date\} and \{id\}"),
-        ("{id}/{user_id}{id}", r"put a slash between \{user_id\} and \{id\}"),
+        ("{user_id}{id}.mp3", r"; write \{user_id\}/\{id\}$"),
+        ("{id}{duration}.mp3", r"; write \{id\}/\{duration\}$"),
+        ("{start_date:%Y-%m-%d}{id}.mp3", r"; write \{start_date:%Y-%m-%d\}/\{id\}$"),
+        ("{start_date:%Y/}{id}", r"; write \{start_date:%Y\}/\{id\}$"),
+        ("{id}{start_date:-%Y}", r"; write \{id\}/\{start_date:%Y\}$"),
+        ("{start_date:/}{id}", r"; write \{start_date\}/\{id\}$"),
+        ("{id}/{user_id}{id}", r"; write \{user_id\}/\{id\}$"),
         ("{id}.json", "the sidecars"),
         ("{id}.JSON", "the sidecars"),
         ("/{id}.mp3", "no relative path"),
@@ -152,6 +155,22 @@ def test_a_call_without_a_plain_id_has_no_place(call_id: object) -> None:
 def test_a_key_that_cannot_work_is_refused(key: Any, why: str) -> None:
     with pytest.raises(AmplemarketConfigurationError, match=f"^key=.* cannot be used: .*{why}|^key={key!r} {why}"):
         Layout(key)
+
+
+@pytest.mark.parametrize(
+    ("refused", "better"),
+    [
+        ("{start_date:%Y/}{id}", "{start_date:%Y}/{id}"),
+        ("{id}{start_date:_%Y_}", "{id}/{start_date:%Y}"),
+        ("{start_date:/}{id}", "{start_date}/{id}"),
+        ("{user_id}{id}", "{user_id}/{id}"),
+    ],
+)
+def test_what_is_proposed_instead_of_a_refused_key_can_be_used(refused: str, better: str) -> None:
+    with pytest.raises(AmplemarketConfigurationError) as problem:
+        Layout(refused)
+    assert str(problem.value).rpartition("write ")[2] == better
+    assert ID in Layout(better).place(CALL).audio
 
 
 def test_the_known_fields_are_named_where_a_field_is_unknown() -> None:
@@ -295,5 +314,5 @@ def test_no_two_calls_with_uuids_share_a_place_whatever_the_key(key: str, one: C
     ],
 )
 def test_a_key_that_could_give_two_calls_one_name_is_refused(key: str, one: Call, other: Call) -> None:
-    with pytest.raises(AmplemarketConfigurationError, match="two calls could have one name"):
+    with pytest.raises(AmplemarketConfigurationError, match="only text outside the braces"):
         Layout(key)
