@@ -80,6 +80,10 @@ def test_shows_its_progress_ends_on_ctrl_c_and_goes_on_the_next_time(tmp_path: P
     assert "Archived   8 now, 12 before" in again.stdout
     assert runs(tmp_path) == [("failed", "failed"), ("success", "success")]
 
+    # The ledger has forgotten the twelve, which are more than a minute ago; of an hour they count.
+    third = demo(tmp_path)
+    assert "0 requests by this run; 20 of 50 spent in the last 3600 s, 30 left" in third.stdout
+
 
 def test_reset_removes_what_the_sandbox_gave_and_keeps_what_the_real_api_gave(tmp_path: Path) -> None:
     for name in ("sandbox", "airflow", "live", "mine"):

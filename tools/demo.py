@@ -51,7 +51,8 @@ def main() -> int:
 
 def results(place: home.Home, env: dict[str, str]) -> dict[str, Any]:
     """Read what the run has pushed."""
-    command = [sys.executable, "-m", "tools.results", home.DAG_ID, home.CONN_ID, str(place.limit), str(place.period)]
+    quota = [str(place.limit), str(place.period)]
+    command = [sys.executable, "-m", "tools.results", home.DAG_ID, home.CONN_ID, *quota, str(place.archive)]
     done = subprocess.run(command, env=env, cwd=home.CHECKOUT, capture_output=True, text=True)
     if done.returncode:
         print(f"\nThe run's result cannot be read:\n{done.stderr[-4000:]}")

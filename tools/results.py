@@ -1,10 +1,12 @@
-"""Print, as JSON, what the newest run of the example DAG has pushed and what its ledger says."""
+"""Print, as JSON, what the newest run of the example DAG has pushed, and how many permits the last period has seen."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 from airflow.models.dagrun import DagRun
 from airflow.models.variable import Variable
@@ -12,21 +14,35 @@ from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
-from airflow_provider_amplemarket.quota import VARIABLE_PREFIX, LedgerState, RateLimit
+from airflow_provider_amplemarket.plan import moment_of
+from airflow_provider_amplemarket.quota import LedgerState, RateLimit, variable_name
 
 
-def main(dag_id: str, conn_id: str, requests: int, period: float) -> None:
-    """Print the result, the summary, and how many permits the last period has seen."""
+def main(dag_id: str, conn_id: str, limit: RateLimit, archive: Path) -> None:
+    """Print the result, the summary, and how many permits were spent."""
     with create_session() as session:
         newest = select(DagRun.run_id).where(DagRun.dag_id == dag_id).order_by(DagRun.id.desc()).limit(1)
         run_id = session.scalar(newest)
         rows = session.scalars(select(XComModel).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id))
         values = {row.key: XComModel.deserialize_value(row) for row in rows}
-    text = Variable.get(VARIABLE_PREFIX + conn_id, default_var=None)
-    limit = RateLimit(requests, period)
-    state = LedgerState.load(text).at(time.time(), limit=limit, horizon=period) if text else LedgerState()
-    print(json.dumps({"result": values["return_value"], "summary": values["summary"], "spent": len(state.spent)}))
+    text = Variable.get(variable_name(conn_id), default_var=None)
+    state = LedgerState.load(text) if text else LedgerState()
+    spent = count_spent(state, archive, limit, now=time.time())
+    print(json.dumps({"result": values["return_value"], "summary": values["summary"], "spent": spent}))
+
+
+def count_spent(state: LedgerState, archive: Path, limit: RateLimit, *, now: float) -> int:
+    """
+    Count the permits of the last period, by the ledger and the sidecars.
+
+    The ledger alone does not know: it forgets what is over, and by a period that may have been shorter then.
+    """
+    records = [json.loads(sidecar.read_text()) for sidecar in archive.rglob("*.json")]
+    answered = {record["permit"]: moment_of(record["answered_at"]) for record in records if "permit" in record}
+    by_sidecars = {permit: moment.timestamp() for permit, moment in answered.items() if moment}
+    known = replace(state, spent=by_sidecars | dict(state.spent))
+    return len(known.at(now, limit=limit, horizon=limit.period).spent)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], RateLimit(int(sys.argv[3]), float(sys.argv[4])), Path(sys.argv[5]))
