@@ -1,15 +1,20 @@
-"""What is run by hand takes its numbers from the environment, and refuses wrong ones before it begins anything."""
+"""What is run by hand refuses wrong numbers before it begins anything, and says what is true."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tools import home
+from tools import home, standalone
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -71,3 +76,53 @@ class TestNumbersOfTheEnvironment:
         done = run("tests.sandbox", option, value, base=tmp_path)
         assert done.returncode == 2
         assert f"argument {option}: '{value}' is not a" in done.stderr
+
+
+class TestStandalone:
+    @pytest.fixture
+    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[home.Home]:
+        """A home in which an Airflow begins a run at once and then ends."""
+        monkeypatch.setattr(home, "BASE", tmp_path)
+        monkeypatch.setattr(home, "API_KEY", "")
+        for name in ("LIMIT", "PERIOD", "PORT"):
+            monkeypatch.delenv(name, raising=False)
+        place = home.STANDALONE
+
+        @contextmanager
+        def airflow(*_: object) -> Iterator[tuple[list[subprocess.Popen[bytes]], dict[str, str]]]:
+            with closing(sqlite3.connect(place.database)) as database, database:
+                database.execute("CREATE TABLE IF NOT EXISTS dag_run (dag_id TEXT)")
+                database.execute("INSERT INTO dag_run VALUES (?)", (home.DAG_ID,))
+            (place.path / "simple_auth_manager_passwords.json.generated").write_text(json.dumps({"admin": "a"}))
+            with subprocess.Popen([sys.executable, "-c", ""]) as part:
+                part.wait()
+                yield [part], {"AIRFLOW__API__BASE_URL": "http://127.0.0.1:1"}
+
+        monkeypatch.setattr(standalone, "airflow", airflow)
+        handler = signal.getsignal(signal.SIGTERM)
+        yield place
+        signal.signal(signal.SIGTERM, handler)
+
+    def test_says_that_the_first_run_begins_only_where_there_was_none(
+        self, place: home.Home, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert standalone.main() == 1  # the part has ended
+        assert "Its first run begins now" in (first := capsys.readouterr().out)
+        assert "before" not in first
+        assert standalone.main() == 1
+        assert "It has run before: what was cut short goes on" in (second := capsys.readouterr().out)
+        assert "first run" not in second
+
+    @pytest.mark.parametrize("text", [b"", None])
+    def test_takes_a_database_that_was_cut_short_for_a_new_one(self, place: home.Home, text: bytes | None) -> None:
+        place.path.mkdir()
+        if text is not None:
+            place.database.write_bytes(text)
+        assert not place.has_run()
+
+    def test_knows_the_runs_of_other_dags_from_its_own(self, place: home.Home) -> None:
+        place.path.mkdir()
+        with closing(sqlite3.connect(place.database)) as database, database:
+            database.execute("CREATE TABLE dag_run (dag_id TEXT)")
+            database.execute("INSERT INTO dag_run VALUES ('another')")
+        assert not place.has_run()

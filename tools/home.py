@@ -159,6 +159,15 @@ class Home:
                 self.database.unlink(missing_ok=True)
             raise
 
+    def has_run(self) -> bool:
+        """Tell whether the example DAG has had a run here."""
+        if not self.database.exists():
+            return False
+        # In a database that was cut short while it was made there is no such table yet.
+        with closing(sqlite3.connect(self.database, timeout=30)) as database, suppress(sqlite3.OperationalError):
+            return database.execute("SELECT 1 FROM dag_run WHERE dag_id = ?", (DAG_ID,)).fetchone() is not None
+        return False
+
     def fail_unfinished(self) -> None:
         """Mark the runs as failed that something has cut short; nothing else may run here."""
         if not self.database.exists():

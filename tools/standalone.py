@@ -48,10 +48,12 @@ def main() -> int:
         print(problem, file=sys.stderr)
         return 2
     try:
-        with place.claim(), place.make_sandbox() as sandbox, airflow(place, sandbox, port) as (parts, env):
-            _tell(place, env["AIRFLOW__API__BASE_URL"], sandbox.url)
-            while all(part.poll() is None for part in parts):
-                time.sleep(1)
+        with place.claim():
+            is_new = not place.has_run()
+            with place.make_sandbox() as sandbox, airflow(place, sandbox, port) as (parts, env):
+                _tell(place, env["AIRFLOW__API__BASE_URL"], sandbox.url, is_new=is_new)
+                while all(part.poll() is None for part in parts):
+                    time.sleep(1)
         print(f"A part of Airflow has ended; see {_log(place)}")
         return 1
     except (home.StepError, NotStartedError):
@@ -130,12 +132,16 @@ def _await(place: home.Home, parts: list[subprocess.Popen[bytes]], url: str, *na
         time.sleep(1)
 
 
-def _tell(place: home.Home, url: str, sandbox_url: str) -> None:
+def _tell(place: home.Home, url: str, sandbox_url: str, *, is_new: bool) -> None:
     passwords = json.loads((place.path / "simple_auth_manager_passwords.json.generated").read_text())
     print(f"Airflow    {url}  (login: admin, password: {passwords['admin']})")
     print(f"DAG        {url}/dags/{home.DAG_ID}")
-    print("           Its first run has begun: it archives, waits for the quota in the triggerer, and ends.")
-    print("           Another one that is triggered meanwhile waits for its turn in the pool.")
+    if is_new:
+        print("           Its first run begins now: it archives, waits for the quota in the triggerer, and ends.")
+        print("           Another one that is triggered meanwhile waits for its turn in the pool.")
+    else:
+        print("           It has run before: what was cut short goes on, and what is archived is not asked for again.")
+        print("           The next run begins as soon as another day (UTC) is over, or when it is triggered.")
     print(f"Sandbox    {sandbox_url}  ({place.limit} recordings in {place.period:g} s; calls of {home.yesterday()})")
     print(f"Archive    {home.shown(place.archive)}")
     print("Stop it with Ctrl-C. The next one goes on from there; after `make reset` it begins anew.", flush=True)
