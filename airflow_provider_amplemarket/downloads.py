@@ -94,6 +94,7 @@ class Downloads:
     _is_ledger_busy: bool = False
     _archived: int = 0
     _failed: list[tuple[Item, Item]] = field(default_factory=list)
+    _untaken: list[tuple[Item, Item]] = field(default_factory=list)
     _answers: list[float] = field(default_factory=list)
     _looked_at: dict[str, float] = field(default_factory=dict)
 
@@ -186,10 +187,11 @@ class Downloads:
         """Give calls up that have failed for long enough, unless it may be the API, the key or the store that fails."""
         now = pendulum.now("UTC")
         fatal = self._fetcher.fatal
-        is_few = fatal is None and len(self._failed) <= FEW
+        is_few = fatal is None and len(self._failed) + len(self._untaken) <= FEW
         is_of_recordings = fatal is None or isinstance(fatal, AuthenticationError | InvalidRecordingError)
         is_theirs = is_few or (self._archived > 0 and is_of_recordings)
-        for before, item in self._failed:
+        # A store that takes others refuses these for good.
+        for before, item in [*self._failed, *(self._untaken if self._archived else ())]:
             was_given_up = (before.last_record or {}).get("status") == GIVEN_UP
             if (is_theirs or was_given_up) and gives_up(before, self.attempt, after=self.give_up_after, now=now):
                 record = self._records.given_up(item)
@@ -339,8 +341,9 @@ class Downloads:
                 log.warning("The recording of call %s does not begin like MPEG audio; it is as served", item.call_id)
         elif outcome.status != MISSING:
             log.warning("Call %s is %s: %s", item.call_id, outcome.status, error)
-        if outcome.status == FAILED and outcome.before and not isinstance(error, ArchiveError | OSError):
-            self._failed.append((outcome.before, item))
+        if outcome.status == FAILED and outcome.before:
+            failed = self._untaken if isinstance(error, ArchiveError | OSError) else self._failed
+            failed.append((outcome.before, item))
         if isinstance(error, RateLimitExceededError):
             log.warning(
                 "%s. Does somebody else use the API key, or is the connection's recording_limit too high? "

@@ -17,7 +17,7 @@ import pendulum
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_amplemarket.archive import Archive
-from airflow_provider_amplemarket.calls import Call, is_plain_id
+from airflow_provider_amplemarket.calls import Call, is_plain_id, start_of
 from airflow_provider_amplemarket.downloads import Downloads
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketConfigurationError,
@@ -33,6 +33,7 @@ from airflow_provider_amplemarket.layout import DEFAULT_KEY, Layout
 from airflow_provider_amplemarket.plan import (
     ALREADY_STORED,
     EXTERNAL,
+    GIVEN_UP,
     MISSING,
     NOT_SELECTED,
     STORED,
@@ -102,7 +103,7 @@ class AmplemarketRecordingOperator(BaseOperator):
     :param give_up_after: how long after its first request a call that fails, in more than one run or after a clear,
         is given up; that is final and no failure, unless the task is cleared, or ``call_ids`` or ``overwrite`` ask
         for it again. 0 gives up in the run after the first that failed. Where more than three fail and nothing is
-        archived beside them, none is given up.
+        archived beside them, none is given up. What cannot be asked for at all fails until so long after the call.
     :param max_concurrency: downloads at once, 1 to 32.
     :param max_wait: how long after its start a try may still wait for quota; when more is needed it fails with
         what is left. None waits as long as it takes.
@@ -382,21 +383,21 @@ class AmplemarketRecordingOperator(BaseOperator):
     def _select(self, plan: Plan, calls: Iterable[Call]) -> dict[str, Call]:
         wanted = {}
         for call in calls:
-            name = f"#{len(plan.hopeless) + 1}: {call.get('id')!r:.100}"
+            name = f"#{len(plan.hopeless) + plan.others[GIVEN_UP] + 1}: {call.get('id')!r:.100}"
             if call.get("external") is True:
                 plan.others[EXTERNAL] += 1
                 continue
             try:
                 is_selected = self.select(call)
             except Exception as error:
-                plan.hopeless[name] = f"select failed with {type(error).__name__}: {error}"
+                self._leave_out(plan, name, call, f"select failed with {type(error).__name__}: {error}")
                 continue
             if not is_selected:
                 plan.others[NOT_SELECTED] += 1
             elif is_plain_id(call.get("id")):
                 wanted[call["id"]] = call
             else:
-                plan.hopeless[name] = "its id is not a plain token"
+                self._leave_out(plan, name, call, "its id is not a plain token")
         return wanted
 
     def _of_own_name(self, plan: Plan, items: list[Item]) -> Iterator[Item]:
@@ -405,9 +406,20 @@ class AmplemarketRecordingOperator(BaseOperator):
         for item in items:
             audio = item.entry.place.audio
             if names[audio] > 1 or (item.entry.record or {}).get("call_id") not in (None, item.call_id):
-                plan.hopeless[item.call_id] = f"key={self.key!r} gives it the name of another call, {audio}"
+                reason = f"key={self.key!r} gives it the name of another call, {audio}"
+                self._leave_out(plan, item.call_id, item.call, reason)
             else:
                 yield item
+
+    def _leave_out(self, plan: Plan, name: str, call: Call, reason: str) -> None:
+        """Let a call that cannot be asked for fail the run, unless it is as old as calls that are given up."""
+        start = start_of(call)
+        is_young = start is not None and pendulum.now("UTC") - start < self.give_up_after
+        if is_young or self._names_calls:
+            plan.hopeless[name] = reason
+        else:
+            plan.others[GIVEN_UP] += 1
+            self.log.warning("Call %s cannot be archived, and is given up: %s", name, reason)
 
     def _decider(self, context: Context, attempt: Attempt, *, insists: bool) -> Callable[[Item], str]:
         """

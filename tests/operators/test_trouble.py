@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,45 @@ class TestGivingUp:
         outcome = bench.run("tuesday", give_up_after=timedelta(0)).ok
         assert outcome.counts() == {"stored": 1, "given_up": 6}
         assert bench.run("wednesday").ok.counts() == {"already_stored": 1, "given_up": 6}
+
+    def test_a_recording_that_a_working_store_never_takes_is_given_up(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bad, good = call("bad", 20), call("good", 10)
+        bench.start(bad, good)
+        publish = Archive.publish
+
+        def refuse(self: Archive, local: Path, key: str, content_type: str) -> None:
+            if key.endswith("bad.mp3"):
+                raise OSError(36, "File name too long")
+            publish(self, local, key, content_type)
+
+        monkeypatch.setattr(Archive, "publish", refuse)
+        zero = timedelta(0)
+        assert bench.run("monday", give_up_after=zero).counts() == {"stored": 1, "failed": 1}
+        # As long as nothing is archived beside it, it may be the store.
+        assert bench.run("tuesday", give_up_after=zero).counts() == {"already_stored": 1, "failed": 1}
+        bench.sandbox.add_calls(call("new", 2))
+        outcome = bench.run("wednesday", give_up_after=zero).ok
+        assert outcome.counts() == {"stored": 1, "already_stored": 1, "given_up": 1}
+        assert bench.run("thursday", give_up_after=zero).ok.asked == []
+
+    def test_what_cannot_be_asked_for_fails_for_so_long_and_no_longer(
+        self, bench: Bench, told: Callable[[], list[str]]
+    ) -> None:
+        rows = [call("../x", 20), call("y", 21, duration="odd"), call("good", 10)]
+        bench.start(*rows)
+
+        def select(row: Row) -> bool:
+            return int(row["duration"]) >= 0
+
+        outcome = bench.run("monday", select=select)
+        assert isinstance(outcome.error, ArchiveIncompleteError)
+        assert outcome.counts() == {"stored": 1, "failed": 2}
+        outcome = bench.run("tuesday", select=select, give_up_after=timedelta(hours=19)).ok
+        assert outcome.counts() == {"already_stored": 1, "given_up": 2}
+        line = "Call #2: 'y' cannot be archived, and is given up: select failed with ValueError"
+        assert any(line in found for found in told())
 
     def test_in_airflow(self, bench: Bench, airflow: RealAirflow) -> None:
         """Two DAG runs give it up; and a task that is cleared is known by its tries."""
