@@ -268,6 +268,8 @@ class Ledger:
         self._store = PatientStore(store, proof=f"{self.key}__next", pause=pause, monotonic=monotonic)
         self._lock = Lock(self._store, self.key, pause=pause, clock=clock, monotonic=monotonic, patience=patience)
         self._mine: dict[str, float] = {}
+        #: Permits that were written, perhaps, and handed to nobody.
+        self._unconfirmed: list[Permit] = []
 
     def exchange(
         self,
@@ -300,23 +302,28 @@ class Ledger:
                 now = self.clock()
                 text = self._store.get(self.key)
                 state = self._settle(
-                    self._load(text, now), now, is_answered=bool(answered), unused=unused, refusals=refusals
+                    self._load(text, now),
+                    now,
+                    is_answered=bool(answered),
+                    unused=[*unused, *self._unconfirmed],
+                    refusals=refusals,
                 )
                 # A living task does not lower its own entries: it knows by which clock they were written.
                 mine = {permit: moment for permit, moment in self._mine.items() if permit in state.spent}
                 granted = state.grant(self.limit, now, wanted)
                 permits = [Permit(uuid.uuid4().hex[:12], now + PERMIT_VALIDITY) for _ in range(granted)]
                 mine |= {permit.id: now + self._horizon for permit in permits}
+                self._unconfirmed += permits
                 new = replace(state, spent={**state.spent, **mine}).dump()
                 problem = None if new == text else self._write(new)
             if problem is None:
                 self._mine = mine
+                self._unconfirmed.clear()
                 return permits
             attempts += 1
             if attempts == _ATTEMPTS:
                 raise problem
             log.warning("The quota ledger %s may have changed while it was written; once more", self.key)
-            unused += permits
 
     def _settle(
         self,

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from airflow_provider_amplemarket import quota
-from airflow_provider_amplemarket.exceptions import LedgerError
-from airflow_provider_amplemarket.lock import FREE, SETTLE
+from airflow_provider_amplemarket.exceptions import LedgerBusyError, LedgerError
+from airflow_provider_amplemarket.lock import FREE, HOLD, SETTLE, TURN
 from airflow_provider_amplemarket.quota import (
     PERMIT_VALIDITY,
     VARIABLE_PREFIX,
@@ -1146,3 +1146,39 @@ def test_a_task_that_is_to_end_waits_for_no_store_that_hangs() -> None:
         ledger.exchange(1)
     assert store.accesses == 1
     assert not ledger.is_quick
+
+
+class OvertakenStore(MemoryStore):
+    """The first write takes so long that another task has taken the lock by then, and was killed while it had it."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def set(self, key: str, text: str) -> None:
+        super().set(key, text)
+        if key == KEY and len(self.written) == 1:
+            self._clock.now += TURN + 1
+        if key == f"{KEY}__next" and len(self.written) == 1:
+            self.others[f"{KEY}__lock"] = json.dumps({"turn": "another", "taken_at": self._clock.now - HOLD / 3})
+
+
+def test_permits_that_were_written_and_given_to_nobody_are_given_back() -> None:
+    clock = Clock()
+    store = OvertakenStore(clock)
+    ledger = Ledger(
+        "vendor",
+        HOUR,
+        answer_timeout=ANSWER_TIMEOUT,
+        patience=60.0,
+        store=store,
+        clock=clock,
+        sleep=clock.sleep,
+        monotonic=clock,
+    )
+    with pytest.raises(LedgerBusyError):
+        ledger.exchange(8)
+    assert len(store.state.spent) == 8
+    clock.now += HOLD
+    assert len(ledger.exchange(3)) == 3
+    assert len(store.state.spent) == 3
