@@ -22,6 +22,8 @@ from airflow_provider_amplemarket.plan import (
 from airflow_provider_amplemarket.quota import Permit
 
 OVERWRITING = "overwriting"
+#: By how much workers' clocks may differ for what sidecars tell of requests to count.
+MOST_SKEW = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class Records:
 
     def adopted(self, item: Item, size: int, sha256: str) -> dict[str, Any]:
         """Say that a recording was found in the archive without its sidecar."""
-        return self._record(item, STORED, key=item.entry.place.audio, size=size, sha256=sha256, adopted=True)
+        key, earlier = item.entry.place.audio, self._earlier_permits(item)
+        return self._record(item, STORED, key=key, size=size, sha256=sha256, adopted=True, **earlier)
 
     def overwriting(self, item: Item) -> dict[str, Any]:
         """Say that what is known of an archived recording no longer vouches for its audio."""
@@ -113,13 +116,15 @@ class Records:
         return {**record, "status": GIVEN_UP}
 
     def _permits(self, item: Item, permit: Permit) -> dict[str, Any]:
-        """Name the permit that was spent, and those of earlier requests for the same call that still count."""
-        last = item.last_record or {}
-        since = pendulum.now("UTC") - self.hold
-        is_ours = last.get("amplemarket_conn_id") == self.conn_id
-        spent = _spent(last) if is_ours else ()
-        earlier = {name: moment.isoformat() for name, moment in spent if name is not None and moment > since}
-        return {"permit": permit.id, **({"earlier_permits": earlier} if earlier else {})}
+        return {"permit": permit.id, **self._earlier_permits(item)}
+
+    def _earlier_permits(self, item: Item) -> dict[str, Any]:
+        """Name the permits of earlier requests for the same call that still count."""
+        last, now = item.last_record or {}, pendulum.now("UTC")
+        since, until = now - self.hold, now + MOST_SKEW
+        spent = requests_of(last) if last.get("amplemarket_conn_id") == self.conn_id else ()
+        earlier = {permit: moment.isoformat() for permit, moment in spent if permit and since < moment <= until}
+        return {"earlier_permits": earlier} if earlier else {}
 
     def _record(self, item: Item, status: str, **fields: Any) -> dict[str, Any]:
         record = {
@@ -151,7 +156,7 @@ def evidence(
     for record in (record for item in items for record in item.records):
         if record.get("amplemarket_conn_id") != conn_id:
             continue
-        for permit, moment in _spent(record):
+        for permit, moment in requests_of(record):
             if not since < moment.timestamp() <= until:
                 continue
             if permit is None:
@@ -161,7 +166,7 @@ def evidence(
     return by_permit, others
 
 
-def _spent(record: Mapping[str, Any]) -> Iterator[tuple[str | None, datetime]]:
+def requests_of(record: Mapping[str, Any]) -> Iterator[tuple[str | None, datetime]]:
     """Yield the requests that a sidecar tells of: the permit, None in older sidecars, and when the answer came."""
     earlier = record.get("earlier_permits")
     texts = [*earlier.items()] if isinstance(earlier, Mapping) else []

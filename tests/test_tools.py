@@ -8,13 +8,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_amplemarket.quota import LedgerState, RateLimit
 from tools import home, standalone
+from tools.results import count_spent
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -128,3 +132,21 @@ class TestStandalone:
             database.execute("CREATE TABLE dag_run (dag_id TEXT)")
             database.execute("INSERT INTO dag_run VALUES ('another')")
         assert not place.has_run()
+
+
+def test_the_demo_counts_every_request_once_whatever_lies_in_the_archive(tmp_path: Path) -> None:
+    now = time.time()
+    spent = datetime.fromtimestamp(now - 10, UTC).isoformat()
+    over = datetime.fromtimestamp(now - 1000, UTC).isoformat()
+    base = {"permit": "a", "answered_at": spent, "earlier_permits": {"b": spent, "c": over}}
+    texts = [
+        json.dumps(base | {"overwrite": {"permit": "d", "answered_at": spent}}),
+        json.dumps({"permit": ["odd"], "answered_at": spent}),
+        json.dumps({"permit": "odd"}),
+        "7",
+        '{"permit": "ha',
+    ]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.json").write_text(text)
+    state = LedgerState({"a": now - 5, "e": now - 5})
+    assert count_spent(state, tmp_path, RateLimit(50, 600.0), now=now) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
-from airflow_provider_amplemarket.plan import moment_of
 from airflow_provider_amplemarket.quota import LedgerState, RateLimit, variable_name
+from airflow_provider_amplemarket.records import requests_of
 
 
 def main(dag_id: str, conn_id: str, limit: RateLimit, archive: Path) -> None:
@@ -37,11 +38,21 @@ def count_spent(state: LedgerState, archive: Path, limit: RateLimit, *, now: flo
 
     The ledger alone does not know: it forgets what is over, and by a period that may have been shorter then.
     """
-    records = [json.loads(sidecar.read_text()) for sidecar in archive.rglob("*.json")]
-    answered = {record["permit"]: moment_of(record["answered_at"]) for record in records if "permit" in record}
-    by_sidecars = {permit: moment.timestamp() for permit, moment in answered.items() if moment}
+    by_sidecars = dict(request for sidecar in archive.rglob("*.json") for request in _requests(sidecar))
     known = replace(state, spent=by_sidecars | dict(state.spent))
     return len(known.at(now, limit=limit, horizon=limit.period).spent)
+
+
+def _requests(sidecar: Path) -> Iterator[tuple[str, float]]:
+    """Yield the permits that a sidecar tells of, and the moments that they count from."""
+    try:
+        record = json.loads(sidecar.read_text())
+    except (OSError, ValueError):  # one that is being written
+        return
+    if isinstance(record, Mapping):
+        overwrite = record.get("overwrite")
+        for found in (record, overwrite if isinstance(overwrite, Mapping) else {}):
+            yield from ((permit, moment.timestamp()) for permit, moment in requests_of(found) if permit)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from airflow_provider_amplemarket.plan import (
 )
 from airflow_provider_amplemarket.plugin import POOL_NAME
 from airflow_provider_amplemarket.quota import Ledger, RateLimit
-from airflow_provider_amplemarket.records import evidence
+from airflow_provider_amplemarket.records import MOST_SKEW, evidence
 from airflow_provider_amplemarket.selection import NamedCalls, is_nothing, read_call_ids
 from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
 from airflow_provider_amplemarket.window import resolve
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
 SLEEP_BELOW = 60.0
 #: How much of the pace of the last burst is relied on: where the next one is faster, the permits should be there.
 RELIED_ON = 0.9
-#: Seconds by which workers' clocks may differ for what sidecars tell of requests to count.
-MOST_SKEW = 60.0
 #: Seconds by which this machine's clock may differ from the API's before that is worth a warning.
 CLOCK_TOLERANCE = 1.0
 
@@ -293,7 +291,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         """Open the ledger, with the requests of the last period that the sidecars tell of."""
         now = time.time()
         by_permit, others = evidence(
-            plan.items.values(), self.amplemarket_conn_id, since=now - limit.hold, until=now + MOST_SKEW
+            plan.items.values(), self.amplemarket_conn_id, since=now - limit.hold, until=now + MOST_SKEW.total_seconds()
         )
         return Ledger(
             self.amplemarket_conn_id,
@@ -465,6 +463,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         named: NamedCalls | None,
     ) -> None:
         """Wait until there can be permits: in the triggerer, or in the worker where the wait is short."""
+        self._check_told_to_stop()
         until = self._within_max_wait(plan, pause, summary["started_at"])
         is_short = until - ledger.clock() < min(SLEEP_BELOW, ledger.limit.period / 4)
         is_deferred = self.deferrable and not is_short
