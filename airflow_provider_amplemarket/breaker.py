@@ -14,13 +14,13 @@ class CircuitBreaker:
     """
     Let only so many requests be undecided at once that no more than a limit of them can fail in a row.
 
-    Failures are of several kinds, one for each step of the way: the answer, its body, the upload. With a limit of ten,
-    ten requests may be before the end of that step; once one has failed there, nine; and when ten have failed, with no
-    success between them, the circuit is open and nothing is sent any more.
+    Failures are of several kinds, each decided at its own time: whether there is an answer, say, and whether all ends
+    well. With a limit of ten, ten requests may be undecided; once one has failed, nine; and when ten have failed, with
+    no success between them, the circuit is open and nothing is sent any more.
 
     :param limits: for each kind of failure, how many of it in a row open the circuit.
-    :param trusting: kinds whose limit leaves the requests alone while the last step of that kind was a success. It is
-        exact before the first success; after one, requests under way may go beyond it.
+    :param trusting: kinds whose limit leaves the requests alone while the last one was a success. It is exact before
+        the first success; after one, requests under way may go beyond it.
     """
 
     def __init__(self, limits: Mapping[str, int], *, trusting: Collection[str] = ()) -> None:
@@ -89,13 +89,13 @@ class Request:
     def succeeded(self, *kinds: str) -> None:
         """It is no failure of these kinds, but a success; that ends a row of them, and gives trust."""
         with self._breaker._changed:
-            self._breaker._trusted |= self._breaker._trusting.intersection(kinds)
+            self._breaker._trusted |= self._breaker._trusting & self._undecided.intersection(kinds)
             self.cleared(*kinds)
 
     def cleared(self, *kinds: str) -> None:
         """It is no failure of these kinds; that ends a row of them."""
         with self._breaker._changed:
-            for kind in kinds:
+            for kind in self._undecided.intersection(kinds):
                 del self._breaker._in_a_row[kind]
             self.decided(*kinds)
 

@@ -20,8 +20,6 @@ from airflow_provider_amplemarket.archive import Archive, Digest, Entry
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveError,
-    AuthenticationError,
-    InvalidRecordingError,
     LedgerBusyError,
     LedgerError,
     RateLimitExceededError,
@@ -186,10 +184,8 @@ class Downloads:
     def _give_up(self, plan: Plan, directory: Path) -> None:
         """Give calls up that have failed for long enough, unless it may be the API, the key or the store that fails."""
         now = pendulum.now("UTC")
-        fatal = self._fetcher.fatal
-        is_few = fatal is None and len(self._failed) + len(self._untaken) <= FEW
-        is_of_recordings = fatal is None or isinstance(fatal, AuthenticationError | InvalidRecordingError)
-        is_theirs = is_few or (self._archived > 0 and is_of_recordings)
+        is_few = self._fetcher.fatal is None and len(self._failed) + len(self._untaken) <= FEW
+        is_theirs = is_few or (self._archived > 0 and not self._fetcher.is_outage)
         # A store that takes others refuses these for good.
         for before, item in [*self._failed, *(self._untaken if self._archived else ())]:
             was_given_up = (before.last_record or {}).get("status") == GIVEN_UP
@@ -246,7 +242,8 @@ class Downloads:
         for outcome in self._abandon(plan, crew):
             report.add(outcome)
         if report and self.ledger.is_quick:
-            self._exchange(0, report)
+            with suppress(LedgerBusyError):
+                self._exchange(0, report)
 
     def _trade(self, plan: Plan, queue: deque[Item], crew: _Crew, wanted: int, report: _Report) -> _Report:
         """Report to the ledger, and spend the permits that it gives; return what is to be reported next."""

@@ -30,16 +30,16 @@ from airflow_provider_amplemarket.plan import FAILED, MISSING, NOT_FOUND, STORED
 from airflow_provider_amplemarket.quota import Permit
 from airflow_provider_amplemarket.records import Records
 
-#: So many requests in a row that the API does not serve, for its own reasons, and the rest is left for a retry:
-#: an outage should not eat the quota. So do as many recordings in a row that do not come whole, or that the archive
-#: does not take; where one went well before, those under way by then have been asked for, too.
+#: So many requests in a row that come to nothing, and the rest is left for a retry: an outage should not eat the quota.
+#: That is exact where the API does not serve. Of recordings that do not come whole, or that the archive does not take,
+#: those under way have been asked for, too, where one was archived before.
 OUTAGE = 10
 #: So many recordings in a row refused with 403, and it is the API key that is refused.
 REFUSED = 3
 
-#: The steps at which a request can fail: its answer, the right to it, the body, and what the archive makes of it.
-_API, _KEY, _BODY, _ARCHIVE = "API", "key", "body", "archive"
-_LIMITS = {_API: OUTAGE, _KEY: REFUSED, _BODY: OUTAGE, _ARCHIVE: OUTAGE}
+#: Kinds of failures: the API does not serve, the key is refused, and nothing comes of the request for whatever reason.
+_API, _KEY, _NOTHING = "API", "key", "nothing"
+_LIMITS = {_API: OUTAGE, _KEY: REFUSED, _NOTHING: OUTAGE}
 
 _STATUSES: dict[type[Exception], str] = {RecordingNotFoundError: NOT_FOUND, RecordingTooLargeError: TOO_LARGE}
 
@@ -125,19 +125,22 @@ class Fetcher:
         self._clock = clock
         self._cancel = cancel
         # Where one recording is refused, the others under way may be, too; where none was served yet, it is exact.
-        self._breaker = CircuitBreaker(_LIMITS, trusting=[_KEY, _BODY, _ARCHIVE])
+        self._breaker = CircuitBreaker(_LIMITS, trusting=[_KEY, _NOTHING])
         #: What makes going on pointless, if anything does.
         self.fatal: Exception | None = None
+        #: Whether that may be the fault of the API or of the store, and not that of the recordings.
+        self.is_outage = False
 
     @property
     def is_stopped(self) -> bool:
         """Whether no request is sent any more."""
         return self._breaker.is_open
 
-    def stop(self, error: Exception | None = None) -> None:
+    def stop(self, error: Exception | None = None, *, is_outage: bool = True) -> None:
         """Send nothing any more; what is under way goes on. The first error given is the reason."""
-        if self.fatal is None:
+        if self.fatal is None and error is not None:
             self.fatal = error
+            self.is_outage = is_outage
         self._breaker.open()
 
     def download(self, job: Job) -> tuple[Sent, Recording] | Outcome:
@@ -162,7 +165,7 @@ class Fetcher:
                 return self._unserved(sent, error)
             finally:
                 request.decided()
-        request.succeeded(_API, _KEY, _BODY)
+        request.succeeded(_API, _KEY)
         return sent, recording
 
     def _unserved(self, sent: Sent, error: Exception) -> Outcome:
@@ -182,10 +185,10 @@ class Fetcher:
             if job.item.entry.is_stored:
                 job = self._overwriting(job)
             entry = self._store(job, recording)
-            sent.request.succeeded(_ARCHIVE)
+            sent.request.succeeded(_NOTHING)
         except Exception as error:
-            if isinstance(error, ArchiveError | OSError) and not self._cancel.is_set():
-                self._count(sent.request, _ARCHIVE, error)
+            if not self._cancel.is_set():
+                self._count(sent.request, _NOTHING, error)
             return self._fail(replace(sent, job=job), error, answered_at)
         finally:
             job.target.unlink(missing_ok=True)
@@ -197,31 +200,36 @@ class Fetcher:
         if self._cancel.is_set():
             self.stop()
         elif isinstance(error, AuthenticationError):
-            self.stop(error)
+            self.stop(error, is_outage=False)
         elif isinstance(error, RateLimitExceededError):
             self.stop()
-        elif kind := _step(error):
-            self._count(request, kind, error)
-        else:  # the API has no such recording to give, and says so
-            request.cleared(_BODY)
+        elif type(error) in _STATUSES:  # the API has no such recording to give, and says so
+            request.cleared(_NOTHING)
+        else:
+            self._count_failure(request, error)
         if not _is_outage(error):
             request.cleared(_API)
+
+    def _count_failure(self, request: Request, error: Exception) -> None:
+        if isinstance(error, RecordingForbiddenError):
+            self._count(request, _KEY, error)
+        elif _is_outage(error):
+            self._count(request, _API, error)
+        self._count(request, _NOTHING, error)
 
     def _count(self, request: Request, kind: str, error: Exception) -> None:
         if not request.failed(kind):
             return
         if kind == _KEY:
-            self.stop(
-                AuthenticationError(
-                    f"{REFUSED} requests for recordings in a row were refused, the last one with: {error}; "
-                    f"check the API key in the password of connection {self._hook.amplemarket_conn_id!r}",
-                    status=getattr(error, "status", None),
-                )
+            refused = AuthenticationError(
+                f"{REFUSED} requests for recordings in a row were refused, the last one with: {error}; "
+                f"check the API key in the password of connection {self._hook.amplemarket_conn_id!r}",
+                status=getattr(error, "status", None),
             )
-        elif kind == _BODY:
-            self.stop(InvalidRecordingError(f"{OUTAGE} recordings in a row did not come whole, the last one: {error}"))
+            self.stop(refused, is_outage=False)
         else:
-            self.stop(AmplemarketError(f"{OUTAGE} requests in a row failed, the last one with: {error}"))
+            in_a_row = AmplemarketError(f"{OUTAGE} requests in a row failed, the last one with: {error}")
+            self.stop(in_a_row, is_outage=_is_outage(error) or isinstance(error, ArchiveError | OSError))
 
     def _fail(self, sent: Sent, error: Exception, answered_at: float | None) -> Outcome:
         """Put a failure on record; where the archive is what fails, stop the run instead."""
@@ -245,7 +253,7 @@ class Fetcher:
                 self.stop(fault)
                 return Outcome(job.permit, job.item, MISSING, answered_at, error=fault)
             # It is only this sidecar that cannot be written. Nobody would know why there is no recording: a failure.
-            self._count(sent.request, _ARCHIVE, fault)
+            self._count(sent.request, _NOTHING, fault)
             error = ArchiveError(f"{error}; and this could not be put on record: {fault}")
             record = made(FAILED, error)
         item = Item(job.item.call, Entry(job.item.entry.place, job.item.entry.size, record))
@@ -279,17 +287,6 @@ class Fetcher:
         """Write nothing for a task that was told to stop."""
         if self._cancel.is_set():
             raise AmplemarketError("The task was told to stop")
-
-
-def _step(error: Exception) -> str | None:
-    """Tell at which step a request failed, where others may fail for the same reason; None where that is its own."""
-    if isinstance(error, RecordingForbiddenError):
-        return _KEY
-    if isinstance(error, InvalidRecordingError):
-        return _BODY
-    if _is_outage(error):
-        return _API
-    return _ARCHIVE if isinstance(error, ArchiveError | OSError) else None  # the disk, for example
 
 
 def _is_outage(error: Exception) -> bool:

@@ -124,6 +124,12 @@ class Item:
         """Whether it is asked for early or late: what may fail again must not keep the others waiting for ever."""
         return _TURN.get(str((self.last_record or {}).get("status")), 0)
 
+    @property
+    def asked_at(self) -> float:
+        """Seconds since the epoch at which it was last asked for; 0 where that is unknown."""
+        asked = moment_of((self.last_record or {}).get("answered_at"))
+        return asked.timestamp() if asked else 0.0
+
     def requests(self, *statuses: str) -> int:
         """Return how many requests in a row, the last ones, came to one of these statuses."""
         record = self.last_record or {}
@@ -255,8 +261,13 @@ class Plan:
         return sorted(chosen, key=lambda item: item.order)
 
     def queue(self) -> list[Item]:
-        """Return what is to be asked for: first what never was, last what has failed; oldest first."""
-        return sorted(self.having(MISSING), key=lambda item: item.turn)
+        """
+        Return what is to be asked for: first what never was, last what has failed.
+
+        Of those that were never asked for, the oldest comes first; of the others, the one that has waited longest, so
+        that those at which a run stops do not keep it from the rest for ever.
+        """
+        return sorted(self.having(MISSING), key=lambda item: (item.turn, item.asked_at if item.turn else 0.0))
 
     def progress(self) -> str:
         """Say in a few words how far it is."""

@@ -88,12 +88,25 @@ def test_a_request_holds_its_place_until_its_last_step_is_decided() -> None:
 
 
 def test_what_is_not_decided_any_more_holds_no_place() -> None:
-    breaker = CircuitBreaker({"outage": 2, "archive": 2})
+    breaker = CircuitBreaker({"outage": 3, "archive": 2})
     request, _ = entered(breaker)
-    request.failed("outage")
-    request.decided()
-    assert len(entered(breaker)) == 0
     request.cleared("outage")
+    assert len(entered(breaker)) == 0
+    request.decided()
+    assert len(entered(breaker)) == 1
+
+
+def test_what_was_decided_long_ago_ends_no_row() -> None:
+    """A body that streams on while others are refused."""
+    breaker = CircuitBreaker({"outage": 3, "key": 3}, trusting=["key"])
+    stream = entered(breaker, most=1)[0]
+    stream.succeeded("outage", "key")
+    first, second = entered(breaker, most=2)
+    assert not first.failed("outage")
+    assert not second.failed("key")
+    stream.cleared("outage")
+    stream.succeeded("outage", "key")
+    second.decided()
     assert len(entered(breaker)) == 1
 
 

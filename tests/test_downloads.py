@@ -351,6 +351,14 @@ def test_a_ledger_that_answers_slowly_keeps_no_task_that_is_told_to_stop(tmp_pat
     assert len(case.ledger.answered) + len(case.ledger.unused) < len(case.ledger.given)
 
 
+def test_a_task_that_is_told_to_stop_says_so_also_while_others_have_the_ledger(tmp_path: Path) -> None:
+    case = Case(tmp_path, 20)
+    case.hook._answers = {"c01": case.cancel.set}
+    case.ledger.busy = 1000
+    with pytest.raises(AmplemarketError, match="The task was told to stop"):
+        case.run()
+
+
 def test_cancel_ends_the_run_with_its_permits_given_back(tmp_path: Path) -> None:
     case = Case(tmp_path, 20)
     case.hook._answers = {"c02": case.cancel.set}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_amplemarket.archive import Archive
-from airflow_provider_amplemarket.exceptions import AmplemarketError, ArchiveIncompleteError, InvalidRecordingError
+from airflow_provider_amplemarket.exceptions import AmplemarketError, ArchiveIncompleteError
+from airflow_provider_amplemarket.layout import Layout
 from tests.operators.conftest import Bench, RealAirflow, Row, call, calls
 
 LEDGER = "amplemarket_quota__amplemarket_default"
@@ -262,10 +264,49 @@ class TestOutage:
     def test_recordings_that_do_not_come_whole_cost_ten(self, bench: Bench, concurrency: int, fault: str) -> None:
         bench.start(*(call(f"x{number:02}--{fault}", 9 - number / 60) for number in range(40)), limit=100)
         outcome = bench.run(max_concurrency=concurrency)
-        assert isinstance(outcome.error, InvalidRecordingError)
-        assert "10 recordings in a row did not come whole" in str(outcome.error)
+        assert type(outcome.error) is AmplemarketError
+        assert "10 requests in a row failed" in str(outcome.error)
         assert len(outcome.asked) == 10
         assert outcome.counts() == {"failed": 10}
+
+    @pytest.mark.parametrize("concurrency", [1, 4, 32])
+    def test_so_do_failures_of_many_kinds(self, bench: Bench, concurrency: int) -> None:
+        kinds = ["error-503", "cut", "redirect-http", "refuse", "html", "partial"]
+        rows = [call(f"x{number:02}--{kinds[number % len(kinds)]}", 9 - number / 60) for number in range(40)]
+        bench.start(*rows, limit=100)
+        outcome = bench.run(max_concurrency=concurrency)
+        assert "10 requests in a row failed" in str(outcome.error)
+        assert len(bench.sandbox.recording_requests()) == 10
+
+    def test_a_stream_that_ends_meanwhile_ends_no_row(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Three bodies begin before the outage, and end one after another in the midst of it."""
+        good = [call(f"a{number}", 20 - number) for number in range(3)]
+        bad = [call(f"x{number:02}--error-503", 9 - number / 60) for number in range(40)]
+        sandbox = bench.start(*good, *bad, limit=100)
+        hook = type(bench.operator().hook)
+        save, download = hook._save, hook.download_recording
+        streams: list[str] = []
+
+        def wait(is_over: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 60
+            while not is_over() and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+        def save_late(self: Any, response: Any, *arguments: Any) -> Any:
+            streams.append(response.url)
+            failures = 3 * len(streams)
+            wait(lambda: len(sandbox.recording_requests()) >= 3 + failures)
+            return save(self, response, *arguments)
+
+        def fail_later(self: Any, call_id: str, *arguments: Any, **options: Any) -> Any:
+            if call_id.startswith("x"):
+                wait(lambda: len(streams) == 3)
+            return download(self, call_id, *arguments, **options)
+
+        monkeypatch.setattr(hook, "_save", save_late)
+        monkeypatch.setattr(hook, "download_recording", fail_later)
+        outcome = bench.run(max_concurrency=4)
+        assert outcome.counts() == {"stored": 3, "failed": 10}
 
     def test_in_good_times_as_many_bodies_stream_as_are_wanted(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -306,6 +347,18 @@ class TestOutage:
 
 
 class TestOrder:
+    def test_those_at_which_a_run_stops_do_not_keep_it_from_the_rest(self, bench: Bench) -> None:
+        """Ten that fail for ever, and younger ones that have failed once."""
+        bad = [call(f"x{number:02}--empty", 30 - number / 60) for number in range(10)]
+        others = calls(3)
+        sandbox = bench.start(*bad, *others, limit=1000)
+        for row in others:
+            sandbox.set_fault(row["id"], "error-503", times=1)
+        bench.run("monday", max_concurrency=1)
+        bench.run("tuesday", max_concurrency=1)
+        outcome = bench.run("wednesday", max_concurrency=1)
+        assert outcome.counts() == {"stored": 3, "failed": 10}
+
     def test_never_asked_then_not_found_then_failed(self, bench: Bench) -> None:
         bad, absent, new = call("bad--cut", 30), call("absent--not-found", 29), call("new", 2)
         bench.start(bad, absent)
@@ -417,6 +470,30 @@ class TestEvidence:
         assert len(bench.run("five", max_wait=timedelta(0)).asked) == 1
         assert sandbox.most_in_any_period() == 8
         assert len(bench.record(rows[0])["earlier_permits"]) == 3
+
+    def test_adoption_forgets_no_request(self, bench: Bench) -> None:
+        row = call("one")
+        sandbox = bench.start(row, *calls(3), limit=3, period=600.0)
+        sandbox.set_fault("one", "cut", times=2)
+        for run_id in ("one", "two"):
+            bench.run(run_id, call_ids=["one"])
+        place = Layout().place(row)
+        audio = bench.root / place.audio
+        audio.write_bytes(sandbox.recording("one"))
+        assert bench.run("three", call_ids=["one"]).ok.asked == []
+        assert len(bench.record(row)["earlier_permits"]) == 2
+        bench.ledger.texts.clear()
+        assert len(bench.run("four", max_wait=timedelta(0)).asked) == 1
+
+    def test_what_lies_in_the_future_is_not_carried_on(self, bench: Bench) -> None:
+        row = call("one--cut")
+        bench.start(row)
+        bench.run("monday")
+        record = bench.record(row)
+        record["earlier_permits"] = {"odd": "2999-01-01T00:00:00Z", "none": None, "old": "2020-01-01T00:00:00Z"}
+        bench.sidecar(row).write_text(json.dumps(record))
+        bench.run("tuesday")
+        assert set(bench.record(row)["earlier_permits"]) == {record["permit"]}
 
     def test_sidecars_without_permits_count_where_there_is_no_ledger(self, bench: Bench) -> None:
         rows = calls(6)
