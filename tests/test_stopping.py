@@ -25,7 +25,7 @@ from airflow_provider_amplemarket.downloads import Downloads
 from airflow_provider_amplemarket.exceptions import AmplemarketError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.plan import MISSING, Attempt, Item, Plan
-from airflow_provider_amplemarket.quota import Permit
+from airflow_provider_amplemarket.quota import Permit, RateLimit
 from tests.sandbox.recordings import recording_of
 
 #: What a task that is told to stop may need; it is killed hard after a while.
@@ -97,6 +97,8 @@ class Ledger:
     """Gives every permit, and notes which come back."""
 
     clock = staticmethod(time.time)
+    limit = RateLimit(50, 3600)
+    is_quick = True
 
     def __init__(self) -> None:
         self.given = 0
