@@ -153,8 +153,8 @@ def test_one_that_waits_gives_up_when_it_is_not_wanted_any_more() -> None:
     assert breaker.enter(lambda: time.monotonic() < deadline) is None
 
 
-def ask(threads: int, answer: Callable[[int], bool], requests: int = 500) -> int:
-    """Let threads send requests until the circuit is open; return how many were sent."""
+def ask(threads: int, answer: Callable[[int], bool], requests: int = 500, served: list[int] | None = None) -> int:
+    """Let threads send requests until the circuit is open; return how many were sent, and note which were served."""
     breaker = CircuitBreaker({"outage": 10})
     sent: list[int] = []
     lock = threading.Lock()
@@ -167,6 +167,8 @@ def ask(threads: int, answer: Callable[[int], bool], requests: int = 500) -> int
             time.sleep(Random(number).uniform(0, 0.002))
             if answer(number):
                 request.succeeded("outage")
+                if served is not None:
+                    served.append(number)
             else:
                 request.failed("outage")
 
@@ -185,9 +187,17 @@ def test_ten_failures_are_ten_requests_whatever_the_number_of_threads(threads: i
 
 
 @pytest.mark.parametrize("threads", [1, 16, 64])
-def test_ten_failures_after_some_good_answers_are_hardly_more(threads: int) -> None:
-    # A good answer may come after failures that were asked for later.
-    assert 60 <= ask(threads, lambda number: number <= 50) <= 70
+def test_ten_failures_after_the_last_good_answer_are_ten(threads: int) -> None:
+    served: list[int] = []
+
+    def answer(number: int) -> bool:
+        is_good = number <= 50
+        deadline = time.monotonic() + 60
+        while not is_good and len(served) < 50 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return is_good
+
+    assert ask(threads, answer, served=served) == 60
 
 
 @pytest.mark.parametrize("threads", [4, 64])
