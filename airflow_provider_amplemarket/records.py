@@ -122,7 +122,7 @@ class Records:
         """Name the permits of earlier requests for the same call that still count."""
         last, now = item.last_record or {}, pendulum.now("UTC")
         since, until = now - self.hold, now + MOST_SKEW
-        spent = requests_of(last) if last.get("amplemarket_conn_id") == self.conn_id else ()
+        spent = requests_of(last, self.conn_id)
         earlier = {permit: moment.isoformat() for permit, moment in spent if permit and since < moment <= until}
         return {"earlier_permits": earlier} if earlier else {}
 
@@ -153,10 +153,8 @@ def evidence(
     """
     by_permit: dict[str, float] = {}
     others: list[float] = []
-    for record in (record for item in items for record in item.records):
-        if record.get("amplemarket_conn_id") != conn_id:
-            continue
-        for permit, moment in requests_of(record):
+    for item in items:
+        for permit, moment in requests_of(item.entry.record or {}, conn_id):
             if not since < moment.timestamp() <= until:
                 continue
             if permit is None:
@@ -166,11 +164,17 @@ def evidence(
     return by_permit, others
 
 
-def requests_of(record: Mapping[str, Any]) -> Iterator[tuple[str | None, datetime]]:
-    """Yield the requests that a sidecar tells of: the permit, None in older sidecars, and when the answer came."""
-    earlier = record.get("earlier_permits")
-    texts = [*earlier.items()] if isinstance(earlier, Mapping) else []
-    permit = record.get("permit")
-    for name, text in [*texts, (permit if isinstance(permit, str) else None, record.get("answered_at"))]:
-        if (moment := moment_of(text)) is not None:
-            yield name, moment
+def requests_of(record: Mapping[str, Any], conn_id: str) -> Iterator[tuple[str | None, datetime]]:
+    """
+    Yield the requests that a sidecar tells of: the permit, None in older sidecars, and when the answer came.
+
+    :param conn_id: only requests of this connection.
+    """
+    earlier, permit, overwrite = (record.get(name) for name in ("earlier_permits", "permit", "overwrite"))
+    if record.get("amplemarket_conn_id") == conn_id:
+        texts = [*earlier.items()] if isinstance(earlier, Mapping) else []
+        for name, text in [*texts, (permit if isinstance(permit, str) else None, record.get("answered_at"))]:
+            if (moment := moment_of(text)) is not None:
+                yield name, moment
+    if isinstance(overwrite, Mapping):
+        yield from requests_of(overwrite, conn_id)

@@ -138,15 +138,16 @@ def test_the_demo_counts_every_request_once_whatever_lies_in_the_archive(tmp_pat
     now = time.time()
     spent = datetime.fromtimestamp(now - 10, UTC).isoformat()
     over = datetime.fromtimestamp(now - 1000, UTC).isoformat()
-    base = {"permit": "a", "answered_at": spent, "earlier_permits": {"b": spent, "c": over}}
+    conn = {"amplemarket_conn_id": home.CONN_ID}
+    base = conn | {"permit": "a", "answered_at": spent, "earlier_permits": {"b": spent, "c": over}}
     texts = [
-        json.dumps(base | {"overwrite": {"permit": "d", "answered_at": spent}}),
-        json.dumps({"permit": ["odd"], "answered_at": spent}),
-        json.dumps({"permit": "odd"}),
+        json.dumps(base | {"overwrite": conn | {"permit": "d", "answered_at": spent}}),
+        json.dumps(conn | {"permit": ["odd"], "answered_at": spent}),
+        json.dumps(conn | {"permit": "odd"}),
         "7",
         '{"permit": "ha',
     ]
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.json").write_text(text)
     state = LedgerState({"a": now - 5, "e": now - 5})
-    assert count_spent(state, tmp_path, RateLimit(50, 600.0), now=now) == 4
+    assert count_spent(state, tmp_path, RateLimit(50, 600.0), conn_id=home.CONN_ID, now=now) == 4

@@ -28,31 +28,29 @@ def main(dag_id: str, conn_id: str, limit: RateLimit, archive: Path) -> None:
         values = {row.key: XComModel.deserialize_value(row) for row in rows}
     text = Variable.get(variable_name(conn_id), default_var=None)
     state = LedgerState.load(text) if text else LedgerState()
-    spent = count_spent(state, archive, limit, now=time.time())
+    spent = count_spent(state, archive, limit, conn_id=conn_id, now=time.time())
     print(json.dumps({"result": values["return_value"], "summary": values["summary"], "spent": spent}))
 
 
-def count_spent(state: LedgerState, archive: Path, limit: RateLimit, *, now: float) -> int:
+def count_spent(state: LedgerState, archive: Path, limit: RateLimit, *, conn_id: str, now: float) -> int:
     """
     Count the permits of the last period, by the ledger and the sidecars.
 
     The ledger alone does not know: it forgets what is over, and by a period that may have been shorter then.
     """
-    by_sidecars = dict(request for sidecar in archive.rglob("*.json") for request in _requests(sidecar))
+    by_sidecars = dict(request for sidecar in archive.rglob("*.json") for request in _requests(sidecar, conn_id))
     known = replace(state, spent=by_sidecars | dict(state.spent))
     return len(known.at(now, limit=limit, horizon=limit.period).spent)
 
 
-def _requests(sidecar: Path) -> Iterator[tuple[str, float]]:
+def _requests(sidecar: Path, conn_id: str) -> Iterator[tuple[str, float]]:
     """Yield the permits that a sidecar tells of, and the moments that they count from."""
     try:
         record = json.loads(sidecar.read_text())
     except (OSError, ValueError):  # one that is being written
         return
     if isinstance(record, Mapping):
-        overwrite = record.get("overwrite")
-        for found in (record, overwrite if isinstance(overwrite, Mapping) else {}):
-            yield from ((permit, moment.timestamp()) for permit, moment in requests_of(found) if permit)
+        yield from ((permit, moment.timestamp()) for permit, moment in requests_of(record, conn_id) if permit)
 
 
 if __name__ == "__main__":
