@@ -137,7 +137,12 @@ class Fetcher:
         return self._breaker.is_open
 
     def stop(self, error: Exception | None = None, *, is_outage: bool = True) -> None:
-        """Send nothing any more; what is under way goes on. The first error given is the reason."""
+        """
+        Send nothing any more; what is under way goes on.
+
+        :param error: why; the first one given is the reason.
+        :param is_outage: whether that may be the fault of the API or of the store, and not that of the recordings.
+        """
         if self.fatal is None and error is not None:
             self.fatal = error
             self.is_outage = is_outage
