@@ -10,16 +10,16 @@ JOBS ?= 2
   lint format types wheel constraints chromium clean
 
 demo: .venv/ready        ## archive a day of calls and show what came of it
-	@$(BIN)/python -m tools.demo
+	@$(BIN)/python -m dev.demo
 
 airflow: .venv/ready     ## an Airflow of its own with its UI, and a run that archives and waits, until Ctrl-C
-	@$(BIN)/python -m tools.standalone
+	@$(BIN)/python -m dev.standalone
 
 sandbox: .venv/ready     ## the sandbox of the API alone, until Ctrl-C; PORT, LIMIT and PERIOD are its to choose
-	@$(BIN)/python -m tests.sandbox
+	@$(BIN)/python -m airflow_provider_amplemarket.sandbox
 
 reset:                   ## let demo and airflow begin anew: remove what they have left, but for real recordings
-	@$(PYTHON) -m tools.reset
+	@$(PYTHON) -m dev.reset
 
 test: test-unit test-e2e ## all that must hold here
 
@@ -30,13 +30,13 @@ test-e2e: .venv/ready chromium  ## a whole Airflow on PostgreSQL, and its UI in 
 	@$(BIN)/python -m pytest tests/e2e
 
 test-matrix: .venv/ready  ## the wheel with each Airflow and Python, or with MEMBERS=ends, MEMBERS="airflow-3.1-py3.12 …"
-	@$(BIN)/python -m tools.matrix --jobs $(JOBS) $(MEMBERS)
+	@$(BIN)/python -m dev.matrix --jobs $(JOBS) $(MEMBERS)
 
 test-stores: .stores/ready  ## the archive on rclone's S3, Azure and Google Cloud Storage, each an emulator
 	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs .stores/venv/bin/python -m pytest \
-	  -k "rclone or azurite or gcs" tests/test_archive.py tests/operators
+	  -k "rclone or azurite or gcs" tests/archive/test_store.py tests/operators
 
-bench: .venv/ready       ## measured side by side with the alternatives, into benchmarks.md; takes ten minutes
+bench: .venv/ready       ## measured side by side with the alternatives, into docs/benchmarks.md; takes ten minutes
 	@$(BIN)/python -m benchmarks
 
 lint: .venv/ready
@@ -54,16 +54,16 @@ wheel: .venv/ready
 # The versions that the project is tested with, resolved anew.
 constraints: .venv/ready
 	@$(BIN)/uv pip compile -q --upgrade --universal --extra dev --no-annotate --no-header \
-	  --python-version 3.11 -o constraints.txt pyproject.toml && sed -i 's/ *;.*//' constraints.txt
+	  --python-version 3.11 -o constraints/newest.txt pyproject.toml && sed -i 's/ *;.*//' constraints/newest.txt
 
 clean:
 	@rm -rf .venv .venv-matrix .stores .airflow .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints/newest.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	@echo "Setting up .venv; this takes a minute or two the first time …"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]' > .venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
+	@$(BIN)/pip install -q -c constraints/newest.txt -e '.[dev]' > .venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
 	@touch $@
 
 # Without it the tests in the browser are skipped.
@@ -77,10 +77,10 @@ chromium:
 	fi
 
 # An environment of its own: Google's provider is large and holds other packages back.
-.stores/ready: pyproject.toml constraints-stores.txt
+.stores/ready: pyproject.toml constraints/stores.txt
 	@echo "Setting up .stores; this takes a few minutes the first time …"
 	@$(PYTHON) -m venv .stores/venv
-	@(.stores/venv/bin/pip install -q --only-binary :all: -r constraints-stores.txt \
+	@(.stores/venv/bin/pip install -q --only-binary :all: -r constraints/stores.txt \
 	  && .stores/venv/bin/pip install -q --no-deps -e .) > .stores/install.log 2>&1 || { cat .stores/install.log; exit 1; }
 	@if command -v npm > /dev/null; then \
 	  npm install --prefix .stores --silent --no-audit --no-fund --no-package-lock azurite@3.35.0; \

@@ -1,6 +1,7 @@
 """
 What the provider is measured by, side by side with what a user would write otherwise.
 
-``python -m benchmarks`` runs all of it and writes ``benchmarks.md``; ``python -m benchmarks burst memory`` runs some.
+``python -m benchmarks`` runs all of it and writes ``docs/benchmarks.md``; ``python -m benchmarks burst memory`` runs
+some.
 Every module has a ``run()`` that answers rows of the table, and says in its docstring how it measures.
 """

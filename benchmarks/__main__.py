@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.table import Row, markdown, terminal
 
 MODULES = ("hour", "waiting", "burst", "memory", "growth", "rest")
-PAGE = Path(__file__).parent.parent / "benchmarks.md"
+PAGE = Path(__file__).parent.parent / "docs/benchmarks.md"
 
 
 def main() -> int:

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.sandbox import Sandbox, make_call
-from tests.sandbox.answers import Answer
-from tests.sandbox.calls import Call
-from tests.sandbox.listener import Request
-from tests.sandbox.pages import DEFAULT_SIZE, Query, filtered
+from airflow_provider_amplemarket.sandbox import Sandbox, make_call
+from airflow_provider_amplemarket.sandbox.answers import Answer
+from airflow_provider_amplemarket.sandbox.calls import Call
+from airflow_provider_amplemarket.sandbox.listener import Request
+from airflow_provider_amplemarket.sandbox.pages import DEFAULT_SIZE, Query, filtered
 
 API_KEY = "sandbox-key"
 

@@ -22,7 +22,7 @@ from benchmarks import children
 from benchmarks.api import API_KEY, calls_of
 from benchmarks.servers import S3, ApiServer, api, s3
 from benchmarks.table import Row
-from tests.stores import ACCESS, BUCKET
+from dev.stores import ACCESS, BUCKET
 
 CALLS = 50
 MEBIBYTES = 2

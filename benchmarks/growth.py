@@ -22,12 +22,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from airflow_provider_amplemarket.layout import Layout
+from airflow_provider_amplemarket.archive.layout import Layout
 from benchmarks import children
 from benchmarks.api import API_KEY, calls_of
 from benchmarks.servers import ApiServer, Counting, api, s3
 from benchmarks.table import Row
-from tests.stores import BUCKET, aws_connection
+from dev.stores import BUCKET, aws_connection
 
 END = datetime(2026, 11, 20, tzinfo=UTC)
 A_DAY = 1000

@@ -17,11 +17,11 @@ from datetime import timedelta
 from random import Random
 from statistics import mean
 
-from airflow_provider_amplemarket.quota import RateLimit
+from airflow_provider_amplemarket.quota.rate import RateLimit
+from airflow_provider_amplemarket.sandbox.requestlog import LogEntry
 from benchmarks import log, real
 from benchmarks.simulation import HOUR, START, Case, Simulated, simulate
 from benchmarks.table import Row
-from tests.sandbox.requestlog import LogEntry
 
 #: How far above the optimum the time until the last recording may be.
 BOUND = 1.015

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.sandbox.requestlog import LogEntry
+from airflow_provider_amplemarket.sandbox.requestlog import LogEntry
 
 
 def recordings(log: Iterable[LogEntry]) -> list[LogEntry]:

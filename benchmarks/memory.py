@@ -18,7 +18,7 @@ from benchmarks import children
 from benchmarks.api import API_KEY, calls_of
 from benchmarks.servers import ApiServer, api, s3
 from benchmarks.table import Row
-from tests.stores import BUCKET
+from dev.stores import BUCKET
 
 SIZES = (1, 50, 500)
 TIMES = 3

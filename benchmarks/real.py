@@ -15,13 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from airflow_provider_amplemarket.sandbox import Sandbox, make_call
+from airflow_provider_amplemarket.sandbox.requestlog import LogEntry
 from benchmarks.log import ended
+from dev.stores import aws_connection, free_port, process, s3_client
 from tests.e2e.airflow import Airflow
 from tests.e2e.postgres import Postgres
 from tests.e2e.truth import Watch
-from tests.sandbox import Sandbox, make_call
-from tests.sandbox.requestlog import LogEntry
-from tests.stores import aws_connection, free_port, process, s3_client
 
 RECORDINGS, LIMIT, PERIOD = 30, 10, 15.0
 OURS, HTTP_TO_S3, SLEEPING = "ours", "http_to_s3", "sleeping"

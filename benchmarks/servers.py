@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from urllib.request import urlopen
 
 from benchmarks.api import API_KEY
-from tests.stores import ACCESS, BUCKET, aws_connection, free_port, process, program
+from dev.stores import ACCESS, BUCKET, aws_connection, free_port, process, program
 
 
 @dataclass(frozen=True)

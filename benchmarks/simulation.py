@@ -27,15 +27,15 @@ from unittest import mock
 import time_machine
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from airflow_provider_amplemarket import quota
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
+from airflow_provider_amplemarket.quota import ledger as quota
+from airflow_provider_amplemarket.sandbox import Sandbox, make_call
+from airflow_provider_amplemarket.sandbox.answers import Answer
+from airflow_provider_amplemarket.sandbox.listener import Request
+from airflow_provider_amplemarket.sandbox.requestlog import LogEntry
+from airflow_provider_amplemarket.sandbox.server import is_recording
 from benchmarks.real import KEY, http_connection
 from tests.operators.conftest import MemoryStore, TaskInstance
-from tests.sandbox import Sandbox, make_call
-from tests.sandbox.answers import Answer
-from tests.sandbox.listener import Request
-from tests.sandbox.requestlog import LogEntry
-from tests.sandbox.server import is_recording
 
 #: Any moment will do.
 START = datetime(2026, 1, 5, tzinfo=UTC)

@@ -26,11 +26,12 @@ from airflow.providers.amazon.aws.transfers.http_to_s3 import HttpToS3Operator
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import DAG, Connection
 
-from airflow_provider_amplemarket.lock import FREE
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
-from airflow_provider_amplemarket.plan import Plan
-from airflow_provider_amplemarket.quota import VARIABLE_PREFIX, LedgerState
-from tests import stores
+from airflow_provider_amplemarket.quota.ledger import VARIABLE_PREFIX
+from airflow_provider_amplemarket.quota.lock import FREE
+from airflow_provider_amplemarket.quota.rate import LedgerState
+from airflow_provider_amplemarket.run.plan import Plan
+from dev import stores
 
 Options = dict[str, Any]
 Figures = dict[str, float]

@@ -21,7 +21,7 @@ from benchmarks import log, real
 from benchmarks.hour import USUAL, backlog, latency
 from benchmarks.simulation import Simulated, simulate, simulate_sleeping
 from benchmarks.table import Row
-from tests.stores import aws_connection
+from dev.stores import aws_connection
 
 NAMES = {real.HTTP_TO_S3: "HttpToS3Operator", real.SLEEPING: "requests and sleep"}
 #: Recordings of the simulation with the real quota.

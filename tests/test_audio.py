@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_amplemarket import sandbox
 from airflow_provider_amplemarket.audio import MpegFrames, is_mpeg, is_text
-from tests import sandbox
-from tests.sandbox.recordings import id3, recording_of
+from airflow_provider_amplemarket.sandbox.recordings import id3, recording_of
 
 SAMPLES = sorted((Path(sandbox.__file__).parent / "audio").glob("*.mp3"))
 

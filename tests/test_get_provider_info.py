@@ -17,7 +17,7 @@ from airflow.providers_manager import ProvidersManager
 from jsonschema import Draft7Validator
 
 import airflow_provider_amplemarket
-from airflow_provider_amplemarket.connection import ConnectionSettings
+from airflow_provider_amplemarket.api.settings import ConnectionSettings
 from airflow_provider_amplemarket.get_provider_info import CONNECTION_FIELDS, get_provider_info
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 

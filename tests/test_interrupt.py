@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_amplemarket.interrupt import INTERRUPTED
+from airflow_provider_amplemarket.sandbox import Sandbox, make_calls
 from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
-from tests.sandbox import Sandbox, make_calls
 
 CHECKOUT = Path(__file__).parent.parent
 #: What such a process may need on a busy machine.

@@ -14,13 +14,8 @@ from airflow.utils.net import get_hostname
 from sqlalchemy import delete, event, insert, select, update
 
 from airflow_provider_amplemarket import plugin
-from airflow_provider_amplemarket.plugin import (
-    POOL_DESCRIPTION,
-    POOL_NAME,
-    PoolListener,
-    ensure_pool,
-    warn_of_dead_tasks,
-)
+from airflow_provider_amplemarket.plugin import PoolListener
+from airflow_provider_amplemarket.pool import POOL_DESCRIPTION, POOL_NAME, ensure_pool, warn_of_dead_tasks
 from airflow_provider_amplemarket.priority import RecentFirst
 
 pytestmark = pytest.mark.usefixtures("no_pool")

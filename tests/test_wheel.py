@@ -19,7 +19,7 @@ import pytest
 from packaging.version import Version
 
 import airflow_provider_amplemarket
-from tools.matrix import LOWEST, SERIES, Series
+from dev.matrix import LOWEST, SERIES, Series
 
 ROOT = Path(airflow_provider_amplemarket.__file__).resolve().parents[1]
 PACKAGE = "airflow_provider_amplemarket"

@@ -25,11 +25,11 @@ from requests.auth import AuthBase
 from urllib3 import PoolManager
 
 from airflow_provider_amplemarket import __version__
+from airflow_provider_amplemarket.api.clockskew import ClockSkew
+from airflow_provider_amplemarket.api.deadline import DeadlineError, Watchdog, watch_connections, watched
+from airflow_provider_amplemarket.api.settings import ConnectionSettings, is_loopback, origin
 from airflow_provider_amplemarket.audio import is_mpeg, is_text
 from airflow_provider_amplemarket.calls import is_plain_id, start_of
-from airflow_provider_amplemarket.clockskew import ClockSkew
-from airflow_provider_amplemarket.connection import ConnectionSettings, is_loopback, origin
-from airflow_provider_amplemarket.deadline import DeadlineError, Watchdog, watch_connections, watched
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConfigurationError,

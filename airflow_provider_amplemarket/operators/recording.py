@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pendulum
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
-from airflow_provider_amplemarket.archive import Archive
+from airflow_provider_amplemarket.archive.layout import DEFAULT_KEY, Layout
+from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.calls import Call, is_plain_id, start_of
-from airflow_provider_amplemarket.downloads import Downloads
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketConfigurationError,
     AmplemarketError,
@@ -29,8 +29,11 @@ from airflow_provider_amplemarket.exceptions import (
 )
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.interrupt import failing_when_interrupted
-from airflow_provider_amplemarket.layout import DEFAULT_KEY, Layout
-from airflow_provider_amplemarket.plan import (
+from airflow_provider_amplemarket.pool import POOL_NAME
+from airflow_provider_amplemarket.quota.ledger import Ledger
+from airflow_provider_amplemarket.quota.rate import RateLimit
+from airflow_provider_amplemarket.run.downloads import Downloads
+from airflow_provider_amplemarket.run.plan import (
     ALREADY_STORED,
     EXTERNAL,
     GIVEN_UP,
@@ -42,17 +45,15 @@ from airflow_provider_amplemarket.plan import (
     Plan,
     decide,
 )
-from airflow_provider_amplemarket.plugin import POOL_NAME
-from airflow_provider_amplemarket.quota import Ledger, RateLimit
-from airflow_provider_amplemarket.records import MOST_SKEW, evidence
-from airflow_provider_amplemarket.selection import NamedCalls, is_nothing, read_call_ids
+from airflow_provider_amplemarket.run.records import MOST_SKEW, evidence
+from airflow_provider_amplemarket.run.selection import NamedCalls, is_nothing, read_call_ids
+from airflow_provider_amplemarket.run.window import resolve
 from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
-from airflow_provider_amplemarket.window import resolve
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_amplemarket.connection import ConnectionSettings
+    from airflow_provider_amplemarket.api.settings import ConnectionSettings
 
 #: Waits shorter than this many seconds, or than a quarter of the period, are slept in the worker: a trigger that
 #: fires at once can race the scheduler, which then fails a healthy task.

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import requests
 
+from dev.stores import free_port
 from tests.e2e.postgres import Postgres
-from tests.stores import free_port
 
 CHECKOUT = Path(__file__).parents[2]
 #: The suite's own DAGs, and the example that the provider comes with.

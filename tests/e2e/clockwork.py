@@ -6,8 +6,8 @@ import threading
 import time
 from datetime import UTC, datetime
 
+from airflow_provider_amplemarket.sandbox import Sandbox, make_call
 from tests.e2e.airflow import Airflow
-from tests.sandbox import Sandbox, make_call
 
 SCHEDULED = ("cron", "cron_interval", "delta_interval")
 TRIGGERED = ("by_hand", "by_asset")

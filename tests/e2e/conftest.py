@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_amplemarket.sandbox import Sandbox
 from tests.e2e.airflow import Airflow
 from tests.e2e.clockwork import Clockwork
 from tests.e2e.postgres import Postgres
-from tests.sandbox import Sandbox
 
 #: Stands out in any text.
 API_KEY = "sk_live_e2e_Zq7-never-to-be-seen"

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import psycopg2
 
-from tests.stores import free_port
+from dev.stores import free_port
 
 PATIENCE = 60.0
 USER = "airflow"

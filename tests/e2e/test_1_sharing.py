@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_amplemarket.sandbox import Sandbox, make_call
 from tests.e2e import truth
 from tests.e2e.airflow import Airflow, Row
 from tests.e2e.conftest import LIMIT, POOL
-from tests.sandbox import Sandbox, make_call
 
 pytestmark = pytest.mark.e2e
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_amplemarket.sandbox import Sandbox
 from tests.e2e import truth
 from tests.e2e.airflow import Airflow
 from tests.e2e.conftest import LIMIT, PERIOD
-from tests.sandbox import Sandbox
 
 pytestmark = pytest.mark.e2e
 

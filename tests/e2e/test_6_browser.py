@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
+from airflow_provider_amplemarket.sandbox import Sandbox
 from tests.e2e import truth
 from tests.e2e.airflow import Airflow
 from tests.e2e.conftest import API_KEY, CONN_ID, LIMIT, PERIOD, POOL, connect
-from tests.sandbox import Sandbox
 
 pytestmark = pytest.mark.e2e
 

@@ -14,12 +14,12 @@ from urllib.parse import unquote
 
 import pytest
 
+from airflow_provider_amplemarket.sandbox import Sandbox
+from dev.stores import free_port
 from tests.e2e import truth
 from tests.e2e.airflow import DAGS, Airflow
 from tests.e2e.conftest import API_KEY, CONN_ID, connect
 from tests.e2e.postgres import Postgres
-from tests.sandbox import Sandbox
-from tests.stores import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_amplemarket.sandbox import Sandbox
 from tests.e2e import truth
 from tests.e2e.airflow import Airflow
 from tests.e2e.conftest import LIMIT
-from tests.sandbox import Sandbox
 
 pytestmark = pytest.mark.e2e
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.sandbox import LogEntry, Sandbox, make_call
-from tests.sandbox.limiter import most_in_any
+from airflow_provider_amplemarket.sandbox import LogEntry, Sandbox, make_call
+from airflow_provider_amplemarket.sandbox.limiter import most_in_any
 
 
 def add_calls(sandbox: Sandbox, name: str, count: int, start: datetime, fault: str | None = None) -> list[str]:

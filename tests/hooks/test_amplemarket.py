@@ -41,8 +41,8 @@ from airflow_provider_amplemarket.exceptions import (
 )
 from airflow_provider_amplemarket.hooks import amplemarket
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, BearerAuth, Recording
-from tests.hooks.drips import Drips
-from tests.sandbox import LogEntry, Sandbox, make_call, make_calls
+from airflow_provider_amplemarket.sandbox import LogEntry, Sandbox, make_call, make_calls
+from tests.api.drips import Drips
 
 KEY = "sandbox-key"
 END = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from airflow_provider_amplemarket import quota
-from airflow_provider_amplemarket.layout import Layout
-from airflow_provider_amplemarket.lock import FREE
+from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
-from airflow_provider_amplemarket.plan import STATUSES
-from tests.sandbox import Sandbox, make_call
-from tests.stores import STORES, Store
+from airflow_provider_amplemarket.quota import ledger as quota
+from airflow_provider_amplemarket.quota.lock import FREE
+from airflow_provider_amplemarket.run.plan import STATUSES
+from airflow_provider_amplemarket.sandbox import Sandbox, make_call
+from dev.stores import STORES, Store
 
 #: Stands out in any text, as no key of the sandbox's own tests does.
 API_KEY = "sk_live_Zq7-never-to-be-seen"

@@ -11,10 +11,10 @@ import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_amplemarket.archive import Archive
-from airflow_provider_amplemarket.layout import Layout
-from airflow_provider_amplemarket.plan import Item
-from airflow_provider_amplemarket.selection import NamedCalls, read_call_ids
+from airflow_provider_amplemarket.archive.layout import Layout
+from airflow_provider_amplemarket.archive.store import Archive
+from airflow_provider_amplemarket.run.plan import Item
+from airflow_provider_amplemarket.run.selection import NamedCalls, read_call_ids
 from tests.operators.conftest import Bench, RealAirflow, Row, call, calls
 
 

@@ -11,10 +11,10 @@ import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ArchiveIncompleteError
-from airflow_provider_amplemarket.layout import Layout
+from airflow_provider_amplemarket.sandbox.calls import user_fields
 from tests.operators.conftest import NOW, Bench, RealAirflow, Row, call, calls
-from tests.sandbox.calls import user_fields
 
 
 class TestWithoutRetries:

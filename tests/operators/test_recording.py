@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
-from airflow_provider_amplemarket import archive as archive_module
-from airflow_provider_amplemarket import staging as staging_module
+from airflow_provider_amplemarket.archive import staging as staging_module
+from airflow_provider_amplemarket.archive import store as archive_module
+from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConfigurationError,
@@ -29,13 +30,12 @@ from airflow_provider_amplemarket.exceptions import (
     LedgerError,
 )
 from airflow_provider_amplemarket.hooks import amplemarket as hook_module
-from airflow_provider_amplemarket.layout import Layout
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
-from airflow_provider_amplemarket.quota import RateLimit
+from airflow_provider_amplemarket.quota.rate import RateLimit
+from airflow_provider_amplemarket.sandbox import make_calls
+from airflow_provider_amplemarket.sandbox.calls import USERS, contact_fields, user_fields
+from dev.stores import Store
 from tests.operators.conftest import API_KEY, NOW, Bench, RealAirflow, Row, TaskInstance, call, calls
-from tests.sandbox import make_calls
-from tests.sandbox.calls import USERS, contact_fields, user_fields
-from tests.stores import Store
 
 #: Faults after which the recording is not there, and nothing says that it never will be.
 BAD = (
@@ -515,7 +515,7 @@ class TestQuota:
 
     def test_ledger_that_cannot_be_read_costs_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         bench.start(*calls(2))
-        monkeypatch.setattr("airflow_provider_amplemarket.variables._PAUSES", (0.0,))
+        monkeypatch.setattr("airflow_provider_amplemarket.quota.variables._PAUSES", (0.0,))
 
         def broken(key: str) -> str:
             raise ConnectionError("API server")

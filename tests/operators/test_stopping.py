@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_amplemarket.sandbox.answers import Answer, error
+from airflow_provider_amplemarket.sandbox.faults import LIST_FAULTS, RECORDING_FAULTS, Exchange
 from tests.operators.conftest import API_KEY, Bench, calls
-from tests.sandbox.answers import Answer, error
-from tests.sandbox.faults import LIST_FAULTS, RECORDING_FAULTS, Exchange
 
 ROOT = Path(__file__).parents[2]
 #: Seconds after a signal in which a task is gone: ten, and what a busy machine takes to end a process.
@@ -36,7 +36,7 @@ TASK = """
 import json, os, signal, sys
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
-from airflow_provider_amplemarket import quota
+from airflow_provider_amplemarket.quota import ledger as quota
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
 from tests.operators.conftest import Bench, MemoryStore, TaskInstance
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_amplemarket.archive import Archive
+from airflow_provider_amplemarket.archive.layout import Layout
+from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import AmplemarketError, ArchiveIncompleteError
-from airflow_provider_amplemarket.layout import Layout
 from tests.operators.conftest import Bench, RealAirflow, Row, call, calls
 
 LEDGER = "amplemarket_quota__amplemarket_default"
@@ -526,7 +526,7 @@ def test_two_tasks_at_once_ask_for_nothing_twice(bench: Bench, monkeypatch: pyte
             others.append(bench.run("other").ok)
 
     monkeypatch.setattr(Archive, "check_writable", late)
-    monkeypatch.setattr("airflow_provider_amplemarket.downloads.FRESH_FOR", 0.0)
+    monkeypatch.setattr("airflow_provider_amplemarket.run.downloads.FRESH_FOR", 0.0)
     outcome = bench.run("slow").ok
     assert outcome.counts() == {"already_stored": 20}
     assert len(bench.sandbox.recording_requests()) == 20

@@ -15,10 +15,10 @@ import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_amplemarket.exceptions import ArchiveIncompleteError, LedgerBusyError
-from airflow_provider_amplemarket.quota import Ledger
+from airflow_provider_amplemarket.quota.ledger import Ledger
+from airflow_provider_amplemarket.sandbox.listener import Handler
 from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
 from tests.operators.conftest import Bench, RealAirflow, call, calls
-from tests.sandbox.listener import Handler
 
 CLOCK = r"(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d UTC"
 
@@ -43,7 +43,7 @@ class TestTheLog:
     ) -> None:
         bench.start(*calls(24), call("x--cut"))
         bench.run()
-        told = [record for record in logs.records if record.name == "airflow_provider_amplemarket.downloads"]
+        told = [record for record in logs.records if record.name == "airflow_provider_amplemarket.run.downloads"]
         lines = [record.getMessage() for record in told if record.levelname == "INFO"]
         assert len(lines) == 2
         assert re.fullmatch(r"10 of 25 archived, 1[45] left(, 1 failed)?", lines[0])

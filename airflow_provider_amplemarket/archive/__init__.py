@@ -1,0 +1,1 @@
+"""The archive in object storage. Nothing here knows of HTTP or the quota."""

@@ -1,0 +1,315 @@
+"""
+A lock among tasks that share nothing but Airflow's Variables.
+
+Variables are read and written; there is no "write if nobody else did". And a write may come true more than once:
+Airflow's client sends again what is not answered within 5 seconds, and the copy that it gave up for lost may arrive
+after later writes. What is relied on: a write that was quick (``QUICK``) was sent once; of any other, copies are sent
+over :data:`SENDING` seconds at most, and each arrives within 30 seconds of its sending.
+
+Lamport's fast mutual exclusion (ACM Transactions on Computer Systems 5(1), 1987) needs no more than reads and writes.
+Each attempt to get in is a *turn* with an id of its own. A task
+
+1. announces its turn in the Variable N, and waits until no copy of that can be under way;
+2. goes on if the lock, the Variable L, is free;
+3. takes it: L says whose turn it is, and since when;
+4. reads N. If that says the same turn still, and L was written quickly, the task is inside.
+
+L is never overwritten with "free": a late copy of that would let others in. What is written when a turn is over, into
+the Variable D, may arrive late as often as it likes, for it stays true: that turn is over, from that moment on. L is
+free when D says so of the turn in L, when the task itself knows it of its own turn, or :data:`HOLD` seconds after it
+was taken, whatever became of its task.
+
+Why no two are inside: of two turns that get in, let *c* be the one that was announced first. N was *c* until *c* had
+written L, so the other turn read L after that. It found *c*, which is over once no copy of what it wrote inside can be
+under way; or a turn *x* that had read L before *c* wrote it, and has overwritten it since. *x* does not get in: for N
+to be *x* after that, *c* must have been announced before *x* and had L before *x* read it. And *x* is not over as long
+as *c* may write. If N is *x* still when no copy of *x*'s L can be under way, then there was no *c*, and *x* is over.
+If it is not, *c* had been announced by then, and nothing that a turn writes arrives more than :data:`REACH` after its
+announcement: so long after, *x* is over. If the task of *x* was killed, its last copy of L arrives within REACH, and
+what *c* writes within REACH of that: that makes HOLD.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from airflow_provider_amplemarket.exceptions import AmplemarketError, LedgerBusyError, LedgerError
+from airflow_provider_amplemarket.quota.variables import PatientStore
+
+log = logging.getLogger(__name__)
+
+#: Seconds over which Airflow's client may send copies of one write: five of 5 seconds each, and pauses.
+SENDING = 45.0
+
+#: Seconds after the end of a write in which its last copy has arrived: 30, and some for clocks.
+SETTLE = 35.0
+
+#: Seconds after its announcement in which a turn may begin to write.
+BEGIN = 10.0
+
+#: Seconds after its announcement in which all that a turn has written has arrived.
+REACH = BEGIN + SENDING + SETTLE
+
+#: Seconds after its announcement for which a turn may rely on what it reads.
+TURN = 60.0
+
+#: Seconds after which a lock is free, whoever took it.
+HOLD = 2 * REACH
+
+#: Seconds after which a task gives up; many turns of others.
+PATIENCE = 1800.0
+
+#: Seconds over which those who wait for the same end come back.
+SPREAD = 20.0
+
+#: How often a turn that was too slow is begun again.
+TRIES = 5
+
+#: What L says before anybody has taken the lock; also what an earlier edition let go with.
+FREE = "free"
+
+
+class Lock:
+    """
+    Let one task at a time into a ``with`` block.
+
+    Inside, what is written goes through :meth:`write` while :attr:`may_write`, and what is read afterwards is to be
+    relied on only while :attr:`is_sure`.
+
+    :param store: where the three Variables are.
+    :param key: what their names begin with.
+    :param pause: how to wait.
+    :param clock: the time in seconds since the epoch.
+    :param monotonic: a clock in seconds that is never set.
+    :param patience: seconds for which to wait for others.
+    """
+
+    def __init__(
+        self,
+        store: PatientStore,
+        key: str,
+        *,
+        pause: Callable[[float], None],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        patience: float = math.inf,
+    ) -> None:
+        self.next_key = f"{key}__next"
+        self.key = f"{key}__lock"
+        self.done_key = f"{key}__done"
+        self._store = store
+        self._pause = pause
+        self._clock = clock
+        self._monotonic = monotonic
+        self._patience = patience
+        self._announced = ""
+        self._began = -math.inf
+        self._slow_turns = 0
+        #: The last turn of this task that L may say, when it is over, and whether D has been told.
+        self._turn = ""
+        self._over = -math.inf
+        self._is_told = True
+        #: When no copy of what this task has written into L, or inside, can be under way.
+        self._landed = -math.inf
+        #: The turn of another task that L says, and when this task saw that first.
+        self._seen = ""
+        self._seen_at = -math.inf
+
+    @property
+    def may_write(self) -> bool:
+        """Whether there is time to write inside."""
+        return self._monotonic() < self._began + BEGIN
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether nobody else can be inside, or has been since this task entered."""
+        return self._monotonic() < self._began + TURN
+
+    def __enter__(self) -> Self:
+        """
+        Take the lock.
+
+        :raises LedgerBusyError: when that takes longer than this task may wait.
+        :raises LedgerError: when the Variables cannot be read or written, or others do not let go.
+        :raises AmplemarketError: when the task is told to stop.
+        """
+        began, self._slow_turns = self._monotonic(), 0
+        try:
+            while not (self._announce() and self._take()):
+                if self._slow_turns >= TRIES:
+                    raise self.too_slow()
+                self._wait_until_free(began)
+        except BaseException:  # a time-out, for example
+            self._tell_at_once()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go."""
+        self._over = self._landed
+        if kind is None:
+            self._tell()
+        else:
+            self._tell_at_once()
+
+    def write(self, key: str, text: str) -> bool:
+        """
+        Write inside, unless it is too late for that, and tell whether it was quick.
+
+        :raises LedgerError: when that fails.
+        """
+        is_quick = False
+        try:
+            is_quick = self._store.set(key, text, unless=lambda: not self.may_write)
+        finally:
+            self._landed = self._monotonic() + (0.0 if is_quick else SETTLE)
+        return is_quick
+
+    def too_slow(self) -> LedgerError:
+        """Return the error that says so."""
+        return LedgerError(
+            f"Airflow's Variables answer too slowly: the quota ledger ({self.key.removesuffix('__lock')}) could not be "
+            f"read and written within {BEGIN:.0f} s, each write within a second. "
+            "Look at the API server and at the secrets backends."
+        )
+
+    def _announce(self) -> bool:
+        """Announce a new turn, and tell whether the lock is free."""
+        self._pause(self._landed - self._monotonic())
+        self._announced = uuid.uuid4().hex
+        self._began = self._monotonic()
+        if not self._store.set(self.next_key, self._announced):
+            self._pause(SETTLE)
+            self._began = self._monotonic()
+        return self._look().left <= 0
+
+    def _take(self) -> bool:
+        """Take the lock, which was free after this task announced itself, and tell whether this task is inside."""
+        if not self.may_write:
+            self._slow_turns += 1
+            return False
+        self._turn, self._is_told = self._announced, False
+        try:
+            is_quick = self.write(self.key, _dump(self._turn, taken_at=self._clock()))
+        finally:
+            # Others may have read the lock as free before; so long they may be inside.
+            self._over = self._landed + REACH
+        self._pause(self._landed - self._monotonic())
+        if self._store.get(self.next_key) != self._turn:
+            log.info("Another task takes the lock of the quota ledger at the same moment: waiting for %.0f s", REACH)
+            return False
+        self._over = self._landed
+        self._slow_turns += not is_quick
+        return is_quick
+
+    def _tell(self) -> None:
+        """Tell the others when this task's last turn is over, where the lock may say that turn."""
+        if self._is_told:
+            return
+        left = self._over - self._monotonic()
+        with suppress(AmplemarketError):
+            over_at = self._clock() + left if left > 0 else 0.0
+            self._store.set(self.done_key, _dump(self._turn, over_at=over_at))
+            self._is_told = True
+
+    def _tell_at_once(self) -> None:
+        """Tell the others, unless that may keep a task that is to end: for them, the hold ends all the same."""
+        if self._store.is_quick:
+            self._tell()
+
+    def _look(self) -> _View:
+        """Read the lock, and tell when it is free."""
+        text = self._store.get(self.key)
+        now = self._monotonic()
+        if text is None or text == FREE:
+            return _View(0.0, is_certain=True)
+        turn, taken_at = _load(text, "taken_at")
+        if turn == self._turn:
+            return _View(self._over - now, is_certain=True)
+        if turn != self._seen:
+            self._seen, self._seen_at = turn, now
+        # The time since this task saw it counts where the other's clock is wrong, or the moment is not there.
+        left = min(taken_at + HOLD - self._clock(), self._seen_at + HOLD - now)
+        if left <= 0:
+            return _View(left, is_certain=True)
+        done, over_at = _load(self._store.glance(self.done_key) or "", "over_at")
+        if done == turn:
+            return _View(min(left, over_at - self._clock()), is_certain=True)
+        return _View(left, is_certain=left < HOLD - TURN)
+
+    def _wait_until_free(self, began: float) -> None:
+        """Watch the lock until it is free."""
+        is_first = True
+        while (view := self._look()).left > 0:
+            waited = self._monotonic() - began
+            self._check_patience(view, waited)
+            if is_first:
+                is_first = False
+                log.info(
+                    "Another task uses the quota ledger, or was killed while it did: waiting for it, %.0f s at most. "
+                    "If this comes again and again, give the pool one slot.",
+                    view.left,
+                )
+            self._pause(min(view.left, random.uniform(0.1, 0.5) + waited / 60))  # noqa: S311
+
+    def _check_patience(self, view: _View, waited: float) -> None:
+        """Refuse to wait longer than this task may, or than it makes sense."""
+        left = self._patience - waited
+        if view.is_certain and view.left > left:
+            raise self._busy(view.left)
+        if left <= 0:
+            raise self._busy(15.0)  # living tasks take turns
+        if waited > PATIENCE:
+            raise LedgerError(
+                f"Other tasks have held the quota ledger (Airflow Variable {self.key}) for "
+                f"{PATIENCE / 60:.0f} minutes. Give the pool one slot: more do not make it faster."
+            )
+
+    def _busy(self, seconds: float) -> LedgerBusyError:
+        # Those who wait for the same end should not come back at the same instant, and be in each other's way again.
+        until = self._clock() + seconds + random.uniform(0, SPREAD)  # noqa: S311
+        return LedgerBusyError(
+            f"Another task uses the quota ledger (Airflow Variable {self.key}), or was killed while it did. It is "
+            f"worth trying again at {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC.",
+            until=until,
+        )
+
+
+@dataclass(frozen=True)
+class _View:
+    """
+    What a look at the lock has shown.
+
+    :param left: seconds until it is free, at most.
+    :param is_certain: whether it will take so long: the one who has it is not at work any more.
+    """
+
+    left: float
+    is_certain: bool
+
+
+def _dump(turn: str, **moment: float) -> str:
+    return json.dumps({"turn": turn} | {name: round(value, 3) for name, value in moment.items()})
+
+
+def _load(text: str, name: str) -> tuple[str, float]:
+    """Return the turn that a text tells of, and the moment of that name; an earlier edition wrote the turn alone."""
+    try:
+        data = json.loads(text)
+        turn, moment = str(data["turn"]), float(data[name])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return text, math.inf
+    return turn, moment if math.isfinite(moment) else math.inf

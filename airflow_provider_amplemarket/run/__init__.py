@@ -1,0 +1,1 @@
+"""What one run does: which calls, what is with each of them, and the downloads."""

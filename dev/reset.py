@@ -1,0 +1,27 @@
+"""Remove what ``make demo`` and ``make airflow`` have left, so that they begin anew."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+from dev import home
+
+
+def main() -> int:
+    """Remove the homes with a sandbox; what the real API gave has cost requests, and is kept."""
+    for place in (home.DEMO, home.STANDALONE):
+        if place.path.exists():
+            with place.claim():
+                shutil.rmtree(place.path)
+            print(f"Removed    {home.shown(place.path)}")
+    if home.LIVE.path.exists():
+        print(f"Kept       {home.shown(home.LIVE.path)}: its recordings are real; remove it by hand")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except home.StepError:
+        sys.exit(1)
