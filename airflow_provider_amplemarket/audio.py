@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+_SYNC = 0x7FF
+#: What text has though it is not printable: white space, and a byte order mark.
+_NOT_PRINTABLE = dict.fromkeys(map(ord, "\r\n\t\ufeff"))
+
 
 def is_mpeg(head: bytes) -> bool:
-    """Tell whether the bytes begin with an ID3v2 tag or an MPEG audio frame header (ISO/IEC 11172-3, 2.4.1.3)."""
+    """Return whether the bytes begin with an ID3v2 tag or an MPEG audio frame header (ISO/IEC 11172-3, 2.4.1.3)."""
     if head.startswith(b"ID3"):
         return True
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+    if len(head) < 4:
         return False
+    sync = head[0] << 3 | head[1] >> 5
     version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3
     bitrate, sampling = head[2] >> 4, head[2] >> 2 & 3
-    return version != 1 and layer != 0 and bitrate != 15 and sampling != 3
+    not_in_use = (version == 1, layer == 0, bitrate == 15, sampling == 3)
+    return sync == _SYNC and not any(not_in_use)
 
 
 def is_text(head: bytes) -> bool:
-    """Tell whether the bytes read as text: no audio does for a kilobyte."""
+    """Return whether the bytes read as text: no audio does for a kilobyte."""
     text = head.decode("utf-8", errors="replace").removesuffix("\ufffd")
     # Text in an older encoding has few bytes that are no UTF-8; sound has many.
     if text.count("\ufffd") > len(text) // 8:
         return False
-    return all(character.isprintable() or character in "\r\n\t\ufeff" for character in text)
+    return text.translate(_NOT_PRINTABLE).isprintable()
 
 
 class MpegFrames:
@@ -51,10 +57,13 @@ class MpegFrames:
             self._rest += chunk[: self._MOST_TAGS + 1 - len(self._rest)]
             return
         data, position = self._rest + chunk, self._until_next
-        while position + self._HEADER <= len(data) and not self._is_past_frames:
+        while position + self._HEADER <= len(data):
             length = _id3v2_length(data, position) or _frame_length(data[position : position + 3])
-            self._has_frames = self._has_frames or (length > 0 and data[position] == 0xFF)
-            self._is_past_frames = length == 0
+            if length == 0:
+                self._is_past_frames = True
+                break
+            if data[position] == 0xFF:
+                self._has_frames = True
             position += length
         self._until_next = max(position - len(data), 0)
         self._rest = data[position:]
@@ -62,12 +71,21 @@ class MpegFrames:
     @property
     def is_whole(self) -> bool:
         """Whether frames run to the end without a gap, and nothing but tags follows the last one."""
-        tags = self._rest if len(self._rest) <= self._MOST_TAGS else b"?"
-        while tags and (length := _last_tag_length(tags)):
+        ends_within_a_frame = self._until_next > 0
+        if not self._has_frames or ends_within_a_frame:
+            return False
+        tags = self._rest
+        if len(tags) > self._MOST_TAGS:
+            return False
+        while length := _last_tag_length(tags):
             tags = tags[:-length]
-        return self._has_frames and self._until_next == 0 and not tags
+        return not tags
 
 
+#: By the two bits of the version in a frame's header: MPEG-1 or MPEG-2, which 2.5 is a kind of.
+_GENERATIONS = {3: 1, 2: 2, 0: 2}
+#: By the same bits: what the sampling rates of MPEG-1 are divided by.
+_SAMPLING_DIVISORS = {3: 1, 2: 2, 0: 4}
 #: kbit/s by the four bits of a frame's header, for MPEG-1 and MPEG-2; 0 is the free format, 15 is not used.
 _BITRATES = {
     (1, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -77,8 +95,10 @@ _BITRATES = {
     (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-#: Samples a second in MPEG-1; half of it in MPEG-2, a quarter in MPEG-2.5.
+#: Samples a second in MPEG-1.
 _SAMPLING = (44_100, 48_000, 32_000)
+#: A frame's bytes times the sampling rate by the bit rate; layer I counts in slots of four bytes.
+_FACTORS = {(1, 2): 144, (1, 3): 144, (2, 2): 144, (2, 3): 72}
 
 
 @lru_cache(maxsize=256)
@@ -87,14 +107,15 @@ def _frame_length(header: bytes) -> int:
     if not is_mpeg(header + b"\0") or header[0] != 0xFF:
         return 0
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
-    bitrate = _BITRATES[1 if version == 3 else 2, layer][header[2] >> 4] * 1000
-    sampling = _SAMPLING[header[2] >> 2 & 3] // {3: 1, 2: 2, 0: 4}[version]
+    kind = _GENERATIONS[version], layer
+    bitrate = _BITRATES[kind][header[2] >> 4] * 1000
+    sampling = _SAMPLING[header[2] >> 2 & 3] // _SAMPLING_DIVISORS[version]
     padding = header[2] >> 1 & 1
     if not bitrate:
         return 0
     if layer == 1:
         return (12 * bitrate // sampling + padding) * 4
-    return (72 if layer == 3 and version != 3 else 144) * bitrate // sampling + padding
+    return _FACTORS[kind] * bitrate // sampling + padding
 
 
 def _id3v2_length(data: bytes, position: int) -> int:
@@ -109,15 +130,21 @@ def _id3v2_length(data: bytes, position: int) -> int:
 
 def _last_tag_length(data: bytes) -> int:
     """Return the length of the ID3v1, APE or Lyrics3 tag at the end; 0 where there is none that is whole."""
-    length = 0
-    if data[-128:-125] == b"TAG" and len(data) >= 128:
-        length = 355 if data[-355:-351] == b"TAG+" else 128
-    elif data[-32:-24] == b"APETAGEX":
+    length = _announced_tag_length(data)
+    is_whole = length <= len(data)
+    return length if is_whole else 0
+
+
+def _announced_tag_length(data: bytes) -> int:
+    if data[-128:-125] == b"TAG":
+        return 355 if data[-355:-351] == b"TAG+" else 128
+    if data[-32:-24] == b"APETAGEX":
         has_header = bool(data[-9] & 0x80)
-        length = int.from_bytes(data[-20:-16], "little") + (32 if has_header else 0)
-    elif data.endswith(b"LYRICS200") and data[-15:-9].isdigit():
-        length = int(data[-15:-9]) + 15
-    elif data.endswith(b"LYRICSEND"):
-        begin = data.rfind(b"LYRICSBEGIN")
-        length = len(data) - begin if begin >= 0 else 0
-    return length if 0 < length <= len(data) else 0
+        return int.from_bytes(data[-20:-16], "little") + (32 if has_header else 0)
+    if data.endswith(b"LYRICS200"):
+        size = data[-15:-9]
+        return int(size) + 15 if size.isdigit() else 0
+    if data.endswith(b"LYRICSEND"):
+        # Where it does not begin, it is longer than the data.
+        return len(data) - data.rfind(b"LYRICSBEGIN")
+    return 0
