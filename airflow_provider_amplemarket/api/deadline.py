@@ -91,9 +91,17 @@ class Watch:
 _current: ContextVar[Watch | None] = ContextVar("amplemarket_watch", default=None)
 
 
-def watched() -> Watch | None:
+def current_watch() -> Watch | None:
     """Return the watch over this thread's request."""
     return _current.get()
+
+
+def reason_of_end() -> Exception | None:
+    """Return why this thread's request was ended from here, None where it was not."""
+    watch = current_watch()
+    if watch is None:
+        return None
+    return watch.ended
 
 
 class Watchdog:
@@ -151,7 +159,7 @@ class _WatchedConnection:
 
     def _new_conn(self) -> socket.socket:
         connect: Callable[[], socket.socket] = super()._new_conn  # type: ignore[misc]
-        watch = watched()
+        watch = current_watch()
         if watch is None:
             return connect()
         connected = _connect(connect, watch)
@@ -159,14 +167,14 @@ class _WatchedConnection:
         return connected
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        watch = watched()
+        watch = current_watch()
         if watch is not None and self.sock is not None:  # one that was kept from an earlier request
             watch.add(self.sock.fileno())
         super().request(*args, **kwargs)  # type: ignore[misc]
 
     def _tunnel(self) -> None:
         super()._tunnel()  # type: ignore[misc]
-        watch = watched()
+        watch = current_watch()
         if watch is not None and watch.ended:  # a header that was ended can look whole
             raise watch.ended
 

@@ -53,7 +53,7 @@ from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_amplemarket.api.settings import ConnectionSettings
+    from airflow_provider_amplemarket.api.settings import Settings
 
 #: Waits shorter than this many seconds, or than a quarter of the period, are slept in the worker: a trigger that
 #: fires at once can race the scheduler, which then fails a healthy task.
@@ -246,7 +246,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         self._cancel = cancel = threading.Event()
         named = self._named_calls(memory)
         settings = self.hook.settings
-        limit = RateLimit(settings.recording_limit, settings.recording_period)
+        limit = RateLimit(settings.limit, settings.period)
         self._archive = archive = Archive(self.path, _text(self.storage_conn_id), Layout(self.key))
         attempt = Attempt.of(context)
         decider = self._decider(context, attempt, insists=named is not None)
@@ -288,7 +288,7 @@ class AmplemarketRecordingOperator(BaseOperator):
             raise ArchiveIncompleteError(f"{len(failures)} recordings failed: {_list(failures)}")
         return [_row(item, plan.statuses[item.call_id], archive) for item in plan.having(STORED, ALREADY_STORED)]
 
-    def _ledger(self, settings: ConnectionSettings, limit: RateLimit, plan: Plan, cancel: threading.Event) -> Ledger:
+    def _ledger(self, settings: Settings, limit: RateLimit, plan: Plan, cancel: threading.Event) -> Ledger:
         """Open the ledger, with the requests of the last period that the sidecars tell of."""
         now = time.time()
         by_permit, others = evidence(

@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 
 import pendulum
 
+from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.archive.store import Archive, Digest, Entry
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
@@ -24,7 +25,7 @@ from airflow_provider_amplemarket.exceptions import (
     LedgerError,
     RateLimitExceededError,
 )
-from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, Recording
+from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.ledger import Ledger, Permit
 from airflow_provider_amplemarket.run.fetch import Fetcher, Job, Outcome, Sent
 from airflow_provider_amplemarket.run.plan import (

@@ -11,6 +11,7 @@ from typing import Any
 
 import pendulum
 
+from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.archive.store import Archive, Entry
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
@@ -24,7 +25,7 @@ from airflow_provider_amplemarket.exceptions import (
     RecordingNotFoundError,
     RecordingTooLargeError,
 )
-from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook, Recording
+from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.ledger import Permit
 from airflow_provider_amplemarket.run.breaker import CircuitBreaker, Request
 from airflow_provider_amplemarket.run.plan import FAILED, MISSING, NOT_FOUND, STORED, TOO_LARGE, Item

@@ -9,7 +9,7 @@ from typing import Any
 
 import pendulum
 
-from airflow_provider_amplemarket.hooks.amplemarket import Recording
+from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.quota.ledger import Permit
 from airflow_provider_amplemarket.run.plan import (
     FAILED,

@@ -27,7 +27,7 @@ from airflow_provider_amplemarket.exceptions import (
     RecordingNotFoundError,
     RecordingTooLargeError,
 )
-from airflow_provider_amplemarket.hooks.amplemarket import Recording
+from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.quota.ledger import Permit
 from airflow_provider_amplemarket.quota.rate import RateLimit
 from airflow_provider_amplemarket.run.downloads import Downloads

@@ -1,0 +1,89 @@
+"""Addresses: which host one belongs to, and what may be a base URL."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import SplitResult, urlsplit
+
+import requests
+
+from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError
+
+DEFAULT_BASE_URL = "https://api.amplemarket.com"
+
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+
+Origin = tuple[str, str | None, int | None]
+
+
+def origin(url: str) -> Origin:
+    """Return scheme, host (as DNS has it) and port of a URL; nothing for what is no URL."""
+    try:
+        split = urlsplit(url)
+        return split.scheme, _dns_name(split), split.port or _DEFAULT_PORTS.get(split.scheme)
+    except ValueError:
+        return "", None, None
+
+
+def is_loopback(hostname: str | None) -> bool:
+    """Return whether a host is this machine."""
+    if hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def parse_base_url(text: str, port: int | None = None, *, setting: str = "base_url") -> str:
+    """
+    Return a base URL in its normal form: scheme, host, port and path prefix, without a slash at the end.
+
+    :param text: a URL or a host name; https is assumed where there is no scheme.
+    :param port: the port, where the text has none.
+    :param setting: what a message calls it.
+    :raises AmplemarketConfigurationError: when it is no URL, or not one that the API key may be sent to.
+    """
+    url = text if "://" in text else f"https://{text}"
+    try:
+        split = urlsplit(url)
+        port = split.port or port
+        hostname = _dns_name(split)
+    except ValueError:
+        raise AmplemarketConfigurationError(f"{setting} is no URL, or its name is none that DNS can have") from None
+    if reason := _reason_against(split, hostname):
+        raise AmplemarketConfigurationError(f"{setting} must {reason}")
+    address = str(hostname)
+    if ":" in address:
+        address = f"[{address}]"
+    if port:
+        address += f":{port}"
+    path = split.path.rstrip("/")
+    return f"{split.scheme}://{address}{path}"
+
+
+def _reason_against(split: SplitResult, hostname: str | None) -> str | None:
+    """Return what the parts of a base URL fail to do, None where they are as they should be."""
+    has_login = split.username is not None
+    has_more_than_a_path = bool(split.query + split.fragment)
+    if not hostname or has_login or has_more_than_a_path:
+        return f"be a base URL like {DEFAULT_BASE_URL}"
+    if split.scheme == "https":
+        return None
+    if split.scheme != "http":
+        return "begin with https://"
+    if is_loopback(hostname):
+        return None
+    return "begin with https://; http:// is for loopback addresses only"
+
+
+def _dns_name(split: SplitResult) -> str | None:
+    """
+    Return the host's name in ASCII (``xn--…`` for an international one), as requests sends it.
+
+    :raises ValueError: when that cannot be done.
+    """
+    hostname = split.hostname
+    if hostname is None or hostname.isascii():
+        return hostname
+    return urlsplit(requests.Request("GET", f"https://{hostname}").prepare().url or "").hostname
