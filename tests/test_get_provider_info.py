@@ -17,9 +17,9 @@ from airflow.providers_manager import ProvidersManager
 from jsonschema import Draft7Validator
 
 import airflow_provider_amplemarket
-from airflow_provider_amplemarket.api.settings import ConnectionSettings
 from airflow_provider_amplemarket.get_provider_info import CONNECTION_FIELDS, get_provider_info
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
+from airflow_provider_amplemarket.hooks.connection import settings_of
 
 PACKAGE = "airflow-provider-amplemarket"
 CONNECTION = get_provider_info()["connection-types"][0]
@@ -66,10 +66,10 @@ def test_the_connection_type_is_that_of_the_hook() -> None:
 def test_every_default_of_the_form_is_the_default_of_the_connection_and_keeps_its_own_schema() -> None:
     from airflow.providers.common.compat.sdk import Connection
 
-    found = ConnectionSettings.of("mine", Connection(conn_id="mine", conn_type="amplemarket", password="x"))
+    found = settings_of(Connection(conn_id="mine", conn_type="amplemarket", password="x"), name="mine")
     for name, field in CONNECTION_FIELDS.items():
         Draft7Validator.check_schema(field["schema"])
-        assert getattr(found, name) == field["schema"]["default"]
+        assert getattr(found, name.removeprefix("recording_")) == field["schema"]["default"]
         validator = Draft7Validator(field["schema"])
         assert validator.is_valid(field["schema"]["default"])
         assert validator.is_valid(None)

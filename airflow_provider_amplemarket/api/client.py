@@ -13,16 +13,12 @@ import requests
 from airflow_provider_amplemarket.api.body import is_compressed, read_up_to
 from airflow_provider_amplemarket.api.clockskew import ClockSkew
 from airflow_provider_amplemarket.api.deadline import DeadlineError, Watch, Watchdog, reason_of_end
-from airflow_provider_amplemarket.api.errors import read_words, refusal
+from airflow_provider_amplemarket.api.errors import error_of_answer, read_words
 from airflow_provider_amplemarket.api.redaction import redact
 from airflow_provider_amplemarket.api.session import Session
 from airflow_provider_amplemarket.api.settings import Settings
 from airflow_provider_amplemarket.api.urls import origin
-from airflow_provider_amplemarket.exceptions import (
-    AmplemarketAPIError,
-    AmplemarketConnectionError,
-    RequestAbortedError,
-)
+from airflow_provider_amplemarket.exceptions import AmplemarketAPIError, AmplemarketConnectionError, RequestAbortedError
 
 #: Largest page of calls that is read; twenty calls with transcripts stay far below.
 MAX_PAGE_SIZE = 32 * 1024**2
@@ -132,4 +128,4 @@ class Client:
             host = self.redact(str(urlsplit(response.url).hostname))
             return AmplemarketAPIError(f"GET recording: redirected to {host}, which answered {response.status_code}")
         words = read_words(response, self.settings.api_key)
-        return refusal(response, words, of_recording=of_recording, key_name=self._key_name)
+        return error_of_answer(response, words, of_recording=of_recording, key_name=self._key_name)

@@ -64,7 +64,7 @@ def _word(error: dict[str, Any], name: str) -> str | None:
     return None if value is None else str(value)[:_LONGEST_WORD]
 
 
-def refusal(
+def error_of_answer(
     response: requests.Response, words: ErrorWords, *, of_recording: bool, key_name: str
 ) -> AmplemarketAPIError:
     """

@@ -19,6 +19,8 @@ import pytest
 import requests
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
+from airflow_provider_amplemarket.api import download as download_module
+from airflow_provider_amplemarket.api import listing
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConnectionError,
@@ -26,7 +28,6 @@ from airflow_provider_amplemarket.exceptions import (
     InvalidRecordingError,
     RequestAbortedError,
 )
-from airflow_provider_amplemarket.hooks import amplemarket
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call
 from tests.api.drips import ANSWERS, LASTING, MODES, REQUESTS, Drips, download, read_list
@@ -41,7 +42,7 @@ Connect = Callable[..., AmplemarketHook]
 
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
-    """Give a function that makes the connection and answers a hook for it."""
+    """Give a function that makes the connection and returns a hook for it."""
 
     def connect(url: str, timeout: float = 60.0) -> AmplemarketHook:
         connection = {"conn_type": "amplemarket", "host": url, "password": KEY, "extra": {"timeout": timeout}}
@@ -96,12 +97,12 @@ class TestTheDeadline:
     def test_a_list_ends_however_it_drips(
         self, connect: Connect, tmp_path: Path, answer: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(amplemarket, "_LIST_ATTEMPTS", 1)
+        monkeypatch.setattr(listing, "_ATTEMPTS", 1)
         with Drips(answer) as server, soon(), pytest.raises(AmplemarketAPIError, match="GET /calls"):
             read_list(connect(server.url, timeout=0.4), tmp_path)
 
     def test_a_list_that_drips_is_asked_for_again(self, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(amplemarket, "_backoff", lambda state: 0.0)
+        monkeypatch.setattr(listing, "_backoff", lambda state: 0.0)
         with Drips("body") as server, soon(), pytest.raises(AmplemarketConnectionError, match="cut short"):
             list(connect(server.url, timeout=0.2).iter_calls())
         assert len(server.connections) == 6
@@ -133,7 +134,7 @@ class TestTheDeadline:
         message: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(amplemarket, "MAX_DOWNLOAD_TIME", 1.0)
+        monkeypatch.setattr(download_module, "MAX_DOWNLOAD_TIME", 1.0)
         with Drips(answer) as server, soon(), pytest.raises(error, match=message) as caught:
             download(connect(server.url, timeout=0.4), tmp_path)
         assert type(caught.value) is error
@@ -275,7 +276,7 @@ class TestATaskThatIsToldToStop:
     def test_the_wait_before_another_try_ends(
         self, connect: Connect, monkeypatch: pytest.MonkeyPatch, fault: str
     ) -> None:
-        monkeypatch.setattr(amplemarket, "_backoff", lambda state: 30.0)
+        monkeypatch.setattr(listing, "_backoff", lambda state: 30.0)
         with Sandbox() as sandbox:
             sandbox.list_faults.append(fault)
             hook = connect(sandbox.url)

@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from airflow_provider_amplemarket.api.deadline import Watchdog
 from airflow_provider_amplemarket.exceptions import AmplemarketConnectionError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
-from tests.hooks.test_amplemarket import KEY, RawServer, page, raw
+from tests.api.servers import KEY, RawServer, page, raw
 
 
 def certificate(directory: Path, address: str) -> Path:
@@ -65,7 +66,7 @@ def hook(server: tuple[RawServer, Path], monkeypatch: pytest.MonkeyPatch) -> Amp
     """Give a hook whose connection names the server."""
     connection = {"conn_type": "amplemarket", "host": server[0].url, "password": KEY}
     monkeypatch.setenv("AIRFLOW_CONN_AMPLEMARKET_DEFAULT", json.dumps(connection))
-    monkeypatch.setattr(AmplemarketHook, "_sleep", lambda *_: None)
+    monkeypatch.setattr(Watchdog, "sleep", lambda *_: None)
     return AmplemarketHook()
 
 

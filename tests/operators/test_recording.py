@@ -540,7 +540,7 @@ class TestFaults:
     def test_one_bad_recording_never_stops_the_others(
         self, bench: Bench, fault: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hook_module, "MAX_RECORDING_SIZE", 4 * 1024**2)
+        monkeypatch.setattr("airflow_provider_amplemarket.api.download.MAX_RECORDING_SIZE", 4 * 1024**2)
         bad, good = call(f"bad--{fault}", 9), calls(4)
         sandbox = bench.start(bad, *good, timeout=0.5)
         first = bench.run("monday", try_number=1)
@@ -566,7 +566,7 @@ class TestFaults:
         assert sandbox.away_requests() == []
 
     def test_all_at_once(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(hook_module, "MAX_RECORDING_SIZE", 4 * 1024**2)
+        monkeypatch.setattr("airflow_provider_amplemarket.api.download.MAX_RECORDING_SIZE", 4 * 1024**2)
         # Not all in a row, or it would be an outage.
         bad = [call(f"bad--{fault}", 9 - number / 10) for number, fault in enumerate(BAD)]
         good = [call(f"good-{number}", 9.05 - number / 10) for number in range(len(BAD))]

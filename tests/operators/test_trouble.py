@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_amplemarket.api import download as download_module
 from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import AmplemarketError, ArchiveIncompleteError
@@ -285,7 +286,7 @@ class TestOutage:
         bad = [call(f"x{number:02}--error-503", 9 - number / 60) for number in range(40)]
         sandbox = bench.start(*good, *bad, limit=100)
         hook = type(bench.operator().hook)
-        save, download = hook._save, hook.download_recording
+        save, download = download_module.save_body, hook.download_recording
         streams: list[str] = []
 
         def wait(is_over: Callable[[], bool]) -> None:
@@ -293,18 +294,18 @@ class TestOutage:
             while not is_over() and time.monotonic() < deadline:
                 time.sleep(0.01)
 
-        def save_late(self: Any, response: Any, *arguments: Any) -> Any:
+        def save_late(response: Any, *arguments: Any) -> Any:
             streams.append(response.url)
             failures = 3 * len(streams)
             wait(lambda: len(sandbox.recording_requests()) >= 3 + failures)
-            return save(self, response, *arguments)
+            return save(response, *arguments)
 
         def fail_later(self: Any, call_id: str, *arguments: Any, **options: Any) -> Any:
             if call_id.startswith("x"):
                 wait(lambda: len(streams) == 3)
             return download(self, call_id, *arguments, **options)
 
-        monkeypatch.setattr(hook, "_save", save_late)
+        monkeypatch.setattr(download_module, "save_body", save_late)
         monkeypatch.setattr(hook, "download_recording", fail_later)
         outcome = bench.run(max_concurrency=4)
         assert outcome.counts() == {"stored": 3, "failed": 10}
@@ -316,18 +317,14 @@ class TestOutage:
         rows = [call(f"x{number:02}--drip", 9 - number / 60) for number in range(33)]
         bench.start(*rows, limit=100)
         together = threading.Barrier(32, timeout=60)
-        hook = type(bench.operator().hook)
-        save = hook._save
+        save = download_module.save_body
 
-        bodies = itertools.count()
-
-        def meet(self: Any, *arguments: Any) -> Any:
-            is_first = next(bodies) == 0
-            if not is_first:
+        def meet(response: Any, *arguments: Any) -> Any:
+            if "x00" not in response.url:
                 together.wait()
-            return save(self, *arguments)
+            return save(response, *arguments)
 
-        monkeypatch.setattr(hook, "_save", meet)
+        monkeypatch.setattr(download_module, "save_body", meet)
         assert bench.run(max_concurrency=32).ok.counts() == {"stored": 33}
 
     @pytest.mark.parametrize("concurrency", [1, 4, 32])

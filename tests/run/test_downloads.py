@@ -14,6 +14,7 @@ from typing import Any
 import pendulum
 import pytest
 
+from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.archive.store import STAGING, Archive, Entry
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
@@ -27,7 +28,6 @@ from airflow_provider_amplemarket.exceptions import (
     RecordingNotFoundError,
     RecordingTooLargeError,
 )
-from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.quota.ledger import Permit
 from airflow_provider_amplemarket.quota.rate import RateLimit
 from airflow_provider_amplemarket.run.downloads import Downloads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -13,23 +13,25 @@ from airflow.providers.common.compat.sdk import Connection
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
-from airflow_provider_amplemarket.api.settings import DEFAULT_BASE_URL, ConnectionSettings, is_loopback, origin
+from airflow_provider_amplemarket.api.settings import Settings
+from airflow_provider_amplemarket.api.urls import DEFAULT_BASE_URL
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ConnectionNotDefinedError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
+from airflow_provider_amplemarket.hooks.connection import settings_of
 
 KEY = "s3cret-Key_of.the/API+=~!"
 
 
 def settings(
     host: str | None = None, password: str | None = KEY, extra: object = None, port: int | None = None
-) -> ConnectionSettings:
+) -> Settings:
     text = extra if extra is None or isinstance(extra, str) else json.dumps(extra)
     conn = Connection(conn_id="mine", conn_type="amplemarket", host=host, password=password, extra=text, port=port)
-    return ConnectionSettings.of("mine", conn)
+    return settings_of(conn, name="mine")
 
 
 def refused(function: Callable[[], object]) -> str:
-    """Answer the message of the refusal, after a look at whether it shows the key."""
+    """Return the message of the refusal, after a look at whether it shows the key."""
     with pytest.raises(AmplemarketConfigurationError) as caught:
         function()
     message = str(caught.value)
@@ -39,9 +41,7 @@ def refused(function: Callable[[], object]) -> str:
 
 
 def test_a_key_is_enough() -> None:
-    assert settings() == ConnectionSettings(
-        base_url=DEFAULT_BASE_URL, api_key=KEY, recording_limit=50, recording_period=3600.0, timeout=60.0
-    )
+    assert settings() == Settings(base_url=DEFAULT_BASE_URL, api_key=KEY, limit=50, period=3600.0, timeout=60.0)
     assert DEFAULT_BASE_URL == "https://api.amplemarket.com"
 
 
@@ -51,7 +51,9 @@ def test_every_field_is_taken() -> None:
         f" {KEY}\n",
         {"recording_limit": 7, "recording_period": 1.5, "timeout": 2.5},
     )
-    assert found == ConnectionSettings("https://amplemarket.example.com:8443/api", KEY, 7, 1.5, 2.5)
+    assert found == Settings(
+        base_url="https://amplemarket.example.com:8443/api", api_key=KEY, limit=7, period=1.5, timeout=2.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_an_environment_variable_is_read_in_every_form_that_airflow_has(
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_MINE", variable)
     found = AmplemarketHook("mine").settings
-    assert (found.base_url, found.api_key, found.recording_limit) == (base_url, "the-key", 5)
+    assert (found.base_url, found.api_key, found.limit) == (base_url, "the-key", 5)
 
 
 class TestAConnectionThatCannotBeRead:
@@ -243,7 +245,7 @@ class TestTheKey:
     def test_it_is_not_shown(self) -> None:
         assert KEY not in repr(settings())
         assert KEY not in str(settings())
-        assert "recording_limit=50" in repr(settings())
+        assert "limit=50" in repr(settings())
 
     @pytest.mark.parametrize(
         ("host", "extra"), [("http://example.com", None), (None, "[]"), (None, {"timeout": 0}), (None, {"unknown": 1})]
@@ -257,7 +259,8 @@ class TestTheKey:
 
 
 class TestTheNumbers:
-    FIELDS = ("recording_limit", "recording_period", "timeout")
+    #: Fields of the form, and where they go.
+    FIELDS: Mapping[str, str] = {"recording_limit": "limit", "recording_period": "period", "timeout": "timeout"}
 
     @pytest.mark.parametrize("name", FIELDS)
     @pytest.mark.parametrize("empty", [None, ""])
@@ -271,7 +274,7 @@ class TestTheNumbers:
     @pytest.mark.parametrize("name", FIELDS)
     @pytest.mark.parametrize("value", [7, "7", " 7 ", 7.0, "7.0"])
     def test_a_number_may_come_as_text(self, name: str, value: object) -> None:
-        found = getattr(settings(extra={name: value}), name)
+        found = getattr(settings(extra={name: value}), self.FIELDS[name])
         assert found == 7
         assert isinstance(found, int if name == "recording_limit" else float)
 
@@ -307,7 +310,7 @@ class TestTheNumbers:
     @pytest.mark.parametrize("value", [0.5, "0.5"])
     @pytest.mark.parametrize("name", ["recording_period", "timeout"])
     def test_seconds_may_be_a_fraction(self, name: str, value: object) -> None:
-        assert getattr(settings(extra={name: value}), name) == 0.5
+        assert getattr(settings(extra={name: value}), self.FIELDS[name]) == 0.5
 
     @pytest.mark.parametrize("value", [0.5, 1.5, "2.5"])
     def test_requests_are_whole(self, value: object) -> None:
@@ -316,40 +319,10 @@ class TestTheNumbers:
     @pytest.mark.parametrize("extra", ["[]", "null", "7", '"text"', "{", "recording_limit=5", "NaN"])
     def test_extra_that_is_no_object_is_refused(self, extra: str) -> None:
         conn: Any = type("Conn", (), {"host": None, "password": KEY, "port": None, "extra": extra})()
-        assert "Extra is not a JSON object" in refused(lambda: ConnectionSettings.of("mine", conn))
+        assert "Extra is not a JSON object" in refused(lambda: settings_of(conn, name="mine"))
 
     @pytest.mark.parametrize("name", ["recording-limit", "Timeout", "limit", "extra__amplemarket__timeout", ""])
     def test_an_unknown_field_is_named_and_so_are_the_known_ones(self, name: str) -> None:
         message = refused(lambda: settings(extra={name: 1, "timeout": 5}))
         assert f"[{name!r}]" in message
         assert all(known in message for known in self.FIELDS)
-
-
-class TestTellingHostsApart:
-    @pytest.mark.parametrize(
-        ("url", "expected"),
-        [
-            ("https://API.example.com/calls?x#y", ("https", "api.example.com", 443)),
-            ("https://api.example.com:443", ("https", "api.example.com", 443)),
-            ("http://127.0.0.1", ("http", "127.0.0.1", 80)),
-            ("http://[::1]:8080/", ("http", "::1", 8080)),
-            ("ftp://example.com", ("ftp", "example.com", None)),
-            ("/calls", ("", None, None)),
-            ("http://[oops", ("", None, None)),
-            ("http://example.com:port", ("", None, None)),
-            ("https://Bücher.example/x", ("https", "xn--bcher-kva.example", 443)),
-            ("https://☎.example/x", ("", None, None)),
-        ],
-    )
-    def test_an_origin_is_scheme_host_and_port(self, url: str, expected: tuple[str, str | None, int | None]) -> None:
-        assert origin(url) == expected
-
-    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.255.255.254", "::1"])
-    def test_this_machine_is_known(self, host: str) -> None:
-        assert is_loopback(host)
-
-    @pytest.mark.parametrize(
-        "host", [None, "", "localhost.", "127.0.0.1.example.com", "localhosts", "8.8.8.8", "::", "127.0.0.1/8"]
-    )
-    def test_other_machines_are_told_apart(self, host: str | None) -> None:
-        assert not is_loopback(host)
