@@ -1,4 +1,4 @@
-"""What the bytes of a body say of it."""
+"""Whether the bytes of a body are MPEG audio, text, or audio that was cut."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ def is_text(head: bytes) -> bool:
 
 class MpegFrames:
     """
-    Follow the frames of MPEG audio through a stream of bytes, to tell whether all of it is there.
+    Follow the frames of MPEG audio through a stream of bytes, to know whether all of it is there.
 
-    Each frame's header tells where the next one begins, so a stream that was cut is known by a last frame that does
-    not end with it, unless it was cut right between two. Of MPEG in the free format, which tells no lengths, nothing
-    is known.
+    Each frame's header has the frame's length, so the last frame of a whole stream ends where the stream ends. A cut
+    right between two frames is not noticed, and nothing is known of MPEG in the free format, which has no lengths.
     """
 
     #: What is needed to know a block by: an ID3v2 tag's header; no frame is as short as that.
@@ -103,7 +102,7 @@ _FACTORS = {(1, 2): 144, (1, 3): 144, (2, 2): 144, (2, 3): 72}
 
 @lru_cache(maxsize=256)
 def _frame_length(header: bytes) -> int:
-    """Return the length of the frame that begins with these three bytes; 0 where none does, or it does not tell."""
+    """Return the length of the frame that begins with these three bytes; 0 where none does, or it has no length."""
     if not is_mpeg(header + b"\0") or header[0] != 0xFF:
         return 0
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)

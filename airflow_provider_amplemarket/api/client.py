@@ -1,4 +1,4 @@
-"""One request at a time to the API: sent once, answered or an error."""
+"""The client of the API: each request is sent once, and gives an answer or an exception."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class Client:
         split, is_own = urlsplit(url), self.is_own(url)
         what = f"GET {split.path}" if is_own else f"GET recording: redirected to {split.hostname}"
         why = type(problem).__name__
-        has_no_address = is_own or isinstance(problem, DeadlineError)
-        if has_no_address:
+        shows_no_foreign_address = is_own or isinstance(problem, DeadlineError)
+        if shows_no_foreign_address:
             why += f": {problem}"
         return AmplemarketConnectionError(self.redact(f"{what}: no answer ({why})"))
 
@@ -101,7 +101,7 @@ class Client:
         """
         Send one request and return the JSON object of the answer, without the API key in case it is echoed.
 
-        :raises AmplemarketAPIError: when the answer is another one, or there is none.
+        :raises AmplemarketAPIError: when the answer is not a 200 with a JSON object, or there is none.
         :raises RequestAbortedError: when everything was told to stop.
         """
         path = urlsplit(url).path
@@ -118,7 +118,7 @@ class Client:
         except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict):
-            raise AmplemarketAPIError(f"GET {path}: the answer is no JSON object")
+            raise AmplemarketAPIError(f"GET {path}: the answer is not a JSON object")
         return data
 
     def error_for(self, response: requests.Response, *, of_recording: bool = False) -> AmplemarketAPIError:

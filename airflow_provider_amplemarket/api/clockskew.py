@@ -1,4 +1,4 @@
-"""How far this machine's clock is from a server's, as the server's answers tell for free."""
+"""How far this machine's clock is from a server's, by the dates of the server's answers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ClockSkew:
         """
         Learn from an answer.
 
-        :param headers: its header; without a ``Date`` that can be read, or with the ``Age`` of one that a cache kept,
-            it says nothing.
+        :param headers: its header; it is ignored without a ``Date`` that can be read, and with the ``Age`` of an
+            answer that a cache kept.
         :param sent: when the request was sent, by this machine's clock.
         :param answered: when the answer's header had arrived.
         """

@@ -152,7 +152,7 @@ class Watchdog:
 
 
 class _WatchedConnection:
-    """A connection that tells the current watch of its socket, and no log where a request goes: that may be signed."""
+    """A connection that gives its socket to the current watch, and keeps addresses that may be signed out of logs."""
 
     sock: Any
     _response_options: Any

@@ -83,8 +83,8 @@ def download_recording(
     :param target: the file to write; it is removed again when the recording is not whole.
     :param cancelled: asked after every MiB; the download ends with an error once it returns True.
     :param answered: called when the answer has begun as a good one, before its body is read.
-    :raises AmplemarketAPIError: when the answer is no 200, or there is none; a subclass by its status.
-    :raises InvalidRecordingError: when a 200 is no whole audio.
+    :raises AmplemarketAPIError: when the status is not 200, or there is no answer; a subclass by status.
+    :raises InvalidRecordingError: when the body is not audio, or not whole.
     """
     if not is_plain_id(call_id):
         raise AmplemarketConfigurationError(f"call_id {str(call_id)[:80]!r} is not a plain token")

@@ -1,4 +1,4 @@
-"""The list of calls, page after page; the API's filters and its order are not relied upon."""
+"""The list of calls, page after page."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class _OlderPages:
 
     @property
     def are_enough(self) -> bool:
-        """Whether the pages to come are older, too, as far as one can know."""
+        """Whether it is safe to assume that all pages to come are older, too."""
         if self._in_a_row == self._pages:
             return self._in_a_row >= OLDER_PAGES_FROM_THE_FIRST
         return self._in_a_row >= OLDER_PAGES
@@ -181,12 +181,12 @@ def _next_url(client: Client, body: dict[str, Any]) -> str | None:
     if href in (None, ""):
         return None
     if not isinstance(href, str):
-        raise AmplemarketAPIError("GET /calls: the link to the next page is no text")
+        raise AmplemarketAPIError("GET /calls: the link to the next page is not a string")
     base = client.settings.base_url
     try:
         url = _resolve(base, href)
     except ValueError:
-        raise AmplemarketAPIError("GET /calls: the link to the next page is no address") from None
+        raise AmplemarketAPIError("GET /calls: the link to the next page is not a valid URL") from None
     # Elsewhere on the host is refused, too: a recording asked for by a link would be an uncounted request.
     is_list = unquote(urlsplit(url).path) == urlsplit(f"{base}/calls").path
     if not (is_list and client.is_own(url)):

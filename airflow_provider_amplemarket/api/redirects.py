@@ -37,7 +37,7 @@ def _target(client: Client, url: str, response: requests.Response) -> str:
         target = urljoin(url, location)
         reason = _reason_against(client, target)
     except ValueError:
-        reason = "to what is no address"
+        reason = "to something that is not a valid URL"
     if reason:
         raise AmplemarketAPIError(f"GET recording: redirected {reason}", status=response.status_code)
     return target
@@ -52,7 +52,7 @@ def _reason_against(client: Client, target: str) -> str | None:
     if split.scheme == "https":
         return None
     # A sandbox on this machine may redirect to this machine; a server elsewhere has no business there.
-    schemes = [split.scheme, urlsplit(client.settings.base_url).scheme]
-    if schemes == ["http", "http"] and is_loopback(split.hostname):
+    is_local = is_loopback(split.hostname) and client.settings.base_url.startswith("http:")
+    if split.scheme == "http" and is_local:
         return None
     return "to an address that is not HTTPS; not followed"

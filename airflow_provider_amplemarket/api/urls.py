@@ -17,7 +17,7 @@ Origin = tuple[str, str | None, int | None]
 
 
 def origin(url: str) -> Origin:
-    """Return scheme, host (as DNS has it) and port of a URL; nothing for what is no URL."""
+    """Return scheme, host (as DNS has it) and port of a URL; for anything else an empty scheme and None."""
     try:
         split = urlsplit(url)
         return split.scheme, _dns_name(split), split.port or _DEFAULT_PORTS.get(split.scheme)
@@ -42,7 +42,7 @@ def parse_base_url(text: str, port: int | None = None, *, setting: str = "base_u
     :param text: a URL or a host name; https is assumed where there is no scheme.
     :param port: the port, where the text has none.
     :param setting: what a message calls it.
-    :raises AmplemarketConfigurationError: when it is no URL, or not one that the API key may be sent to.
+    :raises AmplemarketConfigurationError: when it is not a URL, or not one that the API key may be sent to.
     """
     url = text if "://" in text else f"https://{text}"
     try:
@@ -50,9 +50,9 @@ def parse_base_url(text: str, port: int | None = None, *, setting: str = "base_u
         port = split.port or port
         hostname = _dns_name(split)
     except ValueError:
-        raise AmplemarketConfigurationError(f"{setting} is no URL, or its name is none that DNS can have") from None
-    if reason := _reason_against(split, hostname):
-        raise AmplemarketConfigurationError(f"{setting} must {reason}")
+        raise AmplemarketConfigurationError(f"{setting} is not a valid URL, or no name that DNS can have") from None
+    if rule := _broken_rule(split, hostname):
+        raise AmplemarketConfigurationError(f"{setting} must {rule}")
     address = str(hostname)
     if ":" in address:
         address = f"[{address}]"
@@ -62,8 +62,8 @@ def parse_base_url(text: str, port: int | None = None, *, setting: str = "base_u
     return f"{split.scheme}://{address}{path}"
 
 
-def _reason_against(split: SplitResult, hostname: str | None) -> str | None:
-    """Return what the parts of a base URL fail to do, None where they are as they should be."""
+def _broken_rule(split: SplitResult, hostname: str | None) -> str | None:
+    """Return what a base URL must do and this one does not, None where it is right."""
     has_login = split.username is not None
     has_more_than_a_path = bool(split.query + split.fragment)
     if not hostname or has_login or has_more_than_a_path:

@@ -154,7 +154,7 @@ class AmplemarketHook(BaseHook):
         :raises RateLimitExceededError: 429, with ``retry_after``.
         :raises RecordingForbiddenError: 403.
         :raises AuthenticationError: 401.
-        :raises InvalidRecordingError: a 200 that is no whole audio.
+        :raises InvalidRecordingError: a 200 whose body is not audio, or not whole.
         :raises AmplemarketAPIError: any other answer, or none.
         :raises RequestAbortedError: after :meth:`abort`.
         """

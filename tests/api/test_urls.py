@@ -11,7 +11,7 @@ from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationErro
 def test_a_base_url_that_is_refused_is_called_what_the_caller_calls_it() -> None:
     with pytest.raises(AmplemarketConfigurationError, match=r"^base_url must begin with https://"):
         parse_base_url("http://example.com")
-    with pytest.raises(AmplemarketConfigurationError, match=r"^the host is no URL"):
+    with pytest.raises(AmplemarketConfigurationError, match=r"^the host is not a valid URL"):
         parse_base_url("https://[oops", setting="the host")
 
 

@@ -225,7 +225,7 @@ class TestTheBaseURL:
         ],
     )
     def test_what_is_no_url_is_refused(self, host: str) -> None:
-        assert "the host is no URL" in refused(lambda: settings(host))
+        assert "the host is not a valid URL" in refused(lambda: settings(host))
 
 
 class TestTheKey:
