@@ -115,10 +115,6 @@ def save_body(response: requests.Response, target: Path, cancelled: Callable[[],
     """Write the body of a recording to a file; raise InvalidRecordingError when it is not whole, or too large."""
     declared = response.headers.get("Content-Length", "")
     length = _length(declared)
-    if length is not None and length > MAX_RECORDING_SIZE:
-        raise InvalidRecordingError(
-            f"the answer declares {declared} bytes; the most that is read is {MAX_RECORDING_SIZE}"
-        )
     body = Body()
     try:
         with target.open("wb") as file:
@@ -140,7 +136,15 @@ def save_body(response: requests.Response, target: Path, cancelled: Callable[[],
 
 
 def _length(declared: str) -> int | None:
-    return int(declared) if declared.isdecimal() else None
+    """Return the length that the header declares, None where it declares none; a body too large is not read."""
+    if not declared.isdecimal():
+        return None
+    length = int(declared)
+    if length > MAX_RECORDING_SIZE:
+        raise InvalidRecordingError(
+            f"the answer declares {declared} bytes; the most that is read is {MAX_RECORDING_SIZE}"
+        )
+    return length
 
 
 def _check_progress(body: Body, cancelled: Callable[[], bool] | None) -> None:
