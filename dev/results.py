@@ -44,8 +44,8 @@ def count_spent(state: LedgerState, archive: Path, limit: RateLimit, *, conn_id:
     return len(known.at(now, limit=limit, horizon=limit.period).spent)
 
 
-def _requests(sidecar: Path, conn_id: str) -> Iterator[tuple[str, float]]:
-    """Yield the permits that a sidecar tells of, and the moments that they count from."""
+def _requests(sidecar: Path) -> Iterator[tuple[str, float]]:
+    """Yield the permits that a sidecar tells of, and the timestamps that they count from."""
     try:
         record = json.loads(sidecar.read_text())
     except (OSError, ValueError):  # one that is being written

@@ -45,7 +45,7 @@ from airflow_provider_amplemarket.run.plan import (
     Plan,
     decide,
 )
-from airflow_provider_amplemarket.run.records import MOST_SKEW, evidence
+from airflow_provider_amplemarket.run.records import MOST_SKEW, known_requests
 from airflow_provider_amplemarket.run.selection import NamedCalls, is_nothing, read_call_ids
 from airflow_provider_amplemarket.run.window import resolve
 from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
@@ -291,15 +291,15 @@ class AmplemarketRecordingOperator(BaseOperator):
     def _ledger(self, settings: Settings, limit: RateLimit, plan: Plan, cancel: threading.Event) -> Ledger:
         """Open the ledger, with the requests of the last period that the sidecars tell of."""
         now = time.time()
-        by_permit, others = evidence(
+        by_permit, others = known_requests(
             plan.items.values(), self.amplemarket_conn_id, since=now - limit.hold, until=now + MOST_SKEW.total_seconds()
         )
         return Ledger(
-            self.amplemarket_conn_id,
-            limit,
+            conn_id=self.amplemarket_conn_id,
+            limit=limit,
             answer_timeout=settings.deadline,
-            evidence=by_permit,
-            legacy_evidence=others,
+            known_requests=by_permit,
+            anonymous_requests=others,
             patience=SLEEP_BELOW if self.deferrable else math.inf,
             cancelled=cancel.is_set,
         )
@@ -521,13 +521,13 @@ class _Pause:
 
     @classmethod
     def of_quota(cls, plan: Plan, ledger: Ledger, pace: float) -> _Pause:
-        left, limit, moments = len(plan.having(MISSING)), ledger.limit, ledger.moments()
+        left, limit, free_times = len(plan.having(MISSING)), ledger.limit, ledger.free_times()
         return cls(
             scarce="quota",
             reason=f"The quota of {limit.requests} in {limit.period:g} s is used up",
-            earliest=moments[0],
-            until=limit.wake(moments, left, pace),
-            end=limit.finish(moments, left),
+            earliest=free_times[0],
+            until=limit.next_wakeup(free_times, left, pace),
+            end=limit.estimate_end(free_times, left),
         )
 
     @classmethod

@@ -1,32 +1,8 @@
 """
-A lock among tasks that share nothing but Airflow's Variables.
+A lock among tasks that share nothing but Airflow's Variables: Lamport's fast mutual exclusion, with late writes.
 
-Variables are read and written; there is no "write if nobody else did". And a write may come true more than once:
-Airflow's client sends again what is not answered within 5 seconds, and the copy that it gave up for lost may arrive
-after later writes. What is relied on: a write that was quick (``QUICK``) was sent once; of any other, copies are sent
-over :data:`SENDING` seconds at most, and each arrives within 30 seconds of its sending.
-
-Lamport's fast mutual exclusion (ACM Transactions on Computer Systems 5(1), 1987) needs no more than reads and writes.
-Each attempt to get in is a *turn* with an id of its own. A task
-
-1. announces its turn in the Variable N, and waits until no copy of that can be under way;
-2. goes on if the lock, the Variable L, is free;
-3. takes it: L says whose turn it is, and since when;
-4. reads N. If that says the same turn still, and L was written quickly, the task is inside.
-
-L is never overwritten with "free": a late copy of that would let others in. What is written when a turn is over, into
-the Variable D, may arrive late as often as it likes, for it stays true: that turn is over, from that moment on. L is
-free when D says so of the turn in L, when the task itself knows it of its own turn, or :data:`HOLD` seconds after it
-was taken, whatever became of its task.
-
-Why no two are inside: of two turns that get in, let *c* be the one that was announced first. N was *c* until *c* had
-written L, so the other turn read L after that. It found *c*, which is over once no copy of what it wrote inside can be
-under way; or a turn *x* that had read L before *c* wrote it, and has overwritten it since. *x* does not get in: for N
-to be *x* after that, *c* must have been announced before *x* and had L before *x* read it. And *x* is not over as long
-as *c* may write. If N is *x* still when no copy of *x*'s L can be under way, then there was no *c*, and *x* is over.
-If it is not, *c* had been announced by then, and nothing that a turn writes arrives more than :data:`REACH` after its
-announcement: so long after, *x* is over. If the task of *x* was killed, its last copy of L arrives within REACH, and
-what *c* writes within REACH of that: that makes HOLD.
+``docs/quota.md`` explains the algorithm, why no two tasks are inside, and what the constants are made of. It calls the
+Variables N (``…__next``), L (``…__lock``) and D (``…__done``).
 """
 
 from __future__ import annotations
@@ -45,37 +21,30 @@ from types import TracebackType
 from typing import Self
 
 from airflow_provider_amplemarket.exceptions import AmplemarketError, LedgerBusyError, LedgerError
-from airflow_provider_amplemarket.quota.variables import PatientStore
+from airflow_provider_amplemarket.quota.variables import RetryingStore
 
 log = logging.getLogger(__name__)
 
 #: Seconds over which Airflow's client may send copies of one write: five of 5 seconds each, and pauses.
 SENDING = 45.0
-
 #: Seconds after the end of a write in which its last copy has arrived: 30, and some for clocks.
 SETTLE = 35.0
-
 #: Seconds after its announcement in which a turn may begin to write.
 BEGIN = 10.0
-
 #: Seconds after its announcement in which all that a turn has written has arrived.
 REACH = BEGIN + SENDING + SETTLE
-
 #: Seconds after its announcement for which a turn may rely on what it reads.
 TURN = 60.0
-
 #: Seconds after which a lock is free, whoever took it.
 HOLD = 2 * REACH
-
 #: Seconds after which a task gives up; many turns of others.
 PATIENCE = 1800.0
-
+#: Seconds after which those who wait for living tasks try again; such tasks take turns.
+RETRY_AFTER = 15.0
 #: Seconds over which those who wait for the same end come back.
 SPREAD = 20.0
-
 #: How often a turn that was too slow is begun again.
 TRIES = 5
-
 #: What L says before anybody has taken the lock; also what an earlier edition let go with.
 FREE = "free"
 
@@ -97,9 +66,9 @@ class Lock:
 
     def __init__(
         self,
-        store: PatientStore,
-        key: str,
         *,
+        store: RetryingStore,
+        key: str,
         pause: Callable[[float], None],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -116,10 +85,10 @@ class Lock:
         self._announced = ""
         self._began = -math.inf
         self._slow_turns = 0
-        #: The last turn of this task that L may say, when it is over, and whether D has been told.
+        #: The last turn of this task that L may say, when it is over, and whether D says so.
         self._turn = ""
         self._over = -math.inf
-        self._is_told = True
+        self._is_end_recorded = True
         #: When no copy of what this task has written into L, or inside, can be under way.
         self._landed = -math.inf
         #: The turn of another task that L says, and when this task saw that first.
@@ -146,12 +115,12 @@ class Lock:
         """
         began, self._slow_turns = self._monotonic(), 0
         try:
-            while not (self._announce() and self._take()):
+            while not self._try_to_enter():
                 if self._slow_turns >= TRIES:
                     raise self.too_slow()
                 self._wait_until_free(began)
         except BaseException:  # a time-out, for example
-            self._tell_at_once()
+            self._record_end_if_quick()
             raise
         return self
 
@@ -161,13 +130,13 @@ class Lock:
         """Let go."""
         self._over = self._landed
         if kind is None:
-            self._tell()
+            self._record_end()
         else:
-            self._tell_at_once()
+            self._record_end_if_quick()
 
     def write(self, key: str, text: str) -> bool:
         """
-        Write inside, unless it is too late for that, and tell whether it was quick.
+        Write inside, unless it is too late for that, and return whether it was quick.
 
         :raises LedgerError: when that fails.
         """
@@ -175,33 +144,39 @@ class Lock:
         try:
             is_quick = self._store.set(key, text, unless=lambda: not self.may_write)
         finally:
-            self._landed = self._monotonic() + (0.0 if is_quick else SETTLE)
+            self._landed = self._monotonic()
+            if not is_quick:
+                self._landed += SETTLE
         return is_quick
 
     def too_slow(self) -> LedgerError:
-        """Return the error that says so."""
+        """Return the error of Variables that answer too slowly."""
         return LedgerError(
             f"Airflow's Variables answer too slowly: the quota ledger ({self.key.removesuffix('__lock')}) could not be "
             f"read and written within {BEGIN:.0f} s, each write within a second. "
             "Look at the API server and at the secrets backends."
         )
 
-    def _announce(self) -> bool:
-        """Announce a new turn, and tell whether the lock is free."""
+    def _try_to_enter(self) -> bool:
+        """Begin a turn, and return whether this task is inside."""
+        self._announce()
+        return self._look().is_free and self._take()
+
+    def _announce(self) -> None:
+        """Announce a new turn, and wait until no copy of that can be under way."""
         self._pause(self._landed - self._monotonic())
         self._announced = uuid.uuid4().hex
         self._began = self._monotonic()
         if not self._store.set(self.next_key, self._announced):
             self._pause(SETTLE)
             self._began = self._monotonic()
-        return self._look().left <= 0
 
     def _take(self) -> bool:
-        """Take the lock, which was free after this task announced itself, and tell whether this task is inside."""
+        """Take the lock, which was free after this task announced itself, and return whether this task is inside."""
         if not self.may_write:
             self._slow_turns += 1
             return False
-        self._turn, self._is_told = self._announced, False
+        self._turn, self._is_end_recorded = self._announced, False
         try:
             is_quick = self.write(self.key, _dump(self._turn, taken_at=self._clock()))
         finally:
@@ -209,39 +184,43 @@ class Lock:
             self._over = self._landed + REACH
         self._pause(self._landed - self._monotonic())
         if self._store.get(self.next_key) != self._turn:
-            log.info("Another task takes the lock of the quota ledger at the same moment: waiting for %.0f s", REACH)
+            log.info("Another task takes the lock of the quota ledger at the same time: waiting for %.0f s", REACH)
             return False
         self._over = self._landed
         self._slow_turns += not is_quick
         return is_quick
 
-    def _tell(self) -> None:
-        """Tell the others when this task's last turn is over, where the lock may say that turn."""
-        if self._is_told:
+    def _record_end(self) -> None:
+        """Write into D when this task's last turn is over, where L may say that turn."""
+        if self._is_end_recorded:
             return
         left = self._over - self._monotonic()
         with suppress(AmplemarketError):
             over_at = self._clock() + left if left > 0 else 0.0
             self._store.set(self.done_key, _dump(self._turn, over_at=over_at))
-            self._is_told = True
+            self._is_end_recorded = True
 
-    def _tell_at_once(self) -> None:
-        """Tell the others, unless that may keep a task that is to end: for them, the hold ends all the same."""
+    def _record_end_if_quick(self) -> None:
+        """Do so unless that may keep a task that is to end; for the others, the hold ends all the same."""
         if self._store.is_quick:
-            self._tell()
+            self._record_end()
 
     def _look(self) -> _View:
-        """Read the lock, and tell when it is free."""
+        """Read the lock, and return when it is free."""
         text = self._store.get(self.key)
-        now = self._monotonic()
         if text is None or text == FREE:
             return _View(0.0, is_certain=True)
         turn, taken_at = _load(text, "taken_at")
         if turn == self._turn:
-            return _View(self._over - now, is_certain=True)
+            return _View(self._over - self._monotonic(), is_certain=True)
+        return self._look_at_other(turn, taken_at)
+
+    def _look_at_other(self, turn: str, taken_at: float) -> _View:
+        """Return when the lock is free that another turn has taken."""
+        now = self._monotonic()
         if turn != self._seen:
             self._seen, self._seen_at = turn, now
-        # The time since this task saw it counts where the other's clock is wrong, or the moment is not there.
+        # The time since this task saw it counts where the other's clock is wrong, or the timestamp is not there.
         left = min(taken_at + HOLD - self._clock(), self._seen_at + HOLD - now)
         if left <= 0:
             return _View(left, is_certain=True)
@@ -253,7 +232,7 @@ class Lock:
     def _wait_until_free(self, began: float) -> None:
         """Watch the lock until it is free."""
         is_first = True
-        while (view := self._look()).left > 0:
+        while not (view := self._look()).is_free:
             waited = self._monotonic() - began
             self._check_patience(view, waited)
             if is_first:
@@ -271,7 +250,7 @@ class Lock:
         if view.is_certain and view.left > left:
             raise self._busy(view.left)
         if left <= 0:
-            raise self._busy(15.0)  # living tasks take turns
+            raise self._busy(RETRY_AFTER)
         if waited > PATIENCE:
             raise LedgerError(
                 f"Other tasks have held the quota ledger (Airflow Variable {self.key}) for "
@@ -300,16 +279,20 @@ class _View:
     left: float
     is_certain: bool
 
+    @property
+    def is_free(self) -> bool:
+        return self.left <= 0
 
-def _dump(turn: str, **moment: float) -> str:
-    return json.dumps({"turn": turn} | {name: round(value, 3) for name, value in moment.items()})
+
+def _dump(turn: str, **timestamps: float) -> str:
+    return json.dumps({"turn": turn} | {name: round(value, 3) for name, value in timestamps.items()})
 
 
 def _load(text: str, name: str) -> tuple[str, float]:
-    """Return the turn that a text tells of, and the moment of that name; an earlier edition wrote the turn alone."""
+    """Return the turn that a text tells of, and the timestamp of that name; an earlier edition wrote the turn alone."""
     try:
         data = json.loads(text)
-        turn, moment = str(data["turn"]), float(data[name])
+        turn, timestamp = str(data["turn"]), float(data[name])
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return text, math.inf
-    return turn, moment if math.isfinite(moment) else math.inf
+    return turn, timestamp if math.isfinite(timestamp) else math.inf

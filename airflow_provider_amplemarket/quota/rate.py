@@ -1,12 +1,16 @@
-"""The arithmetic of the quota: pure, with the time passed in."""
+"""The arithmetic of the quota: pure, with the time passed in. ``docs/quota.md`` explains it."""
 
 from __future__ import annotations
 
 import heapq
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+#: Seconds for which a permit may be used after it was written; an older one is given back unused.
+PERMIT_VALIDITY = 30.0
 
 
 @dataclass(frozen=True)
@@ -22,51 +26,52 @@ class RateLimit:
     period: float
 
     def __post_init__(self) -> None:
-        if self.requests < 1 or not 0 < self.period < math.inf:
+        has_requests, has_period = self.requests >= 1, 0 < self.period < math.inf
+        if not (has_requests and has_period):
             raise ValueError(f"not a rate limit: {self.requests} requests in {self.period} s")
 
     @property
     def hold(self) -> float:
         """
-        Seconds that a spent permit is held: the period, and a margin for clocks that do not quite agree.
+        Seconds for which a spent permit is held: the period, and a margin for clocks that do not quite agree.
 
-        The margin is a second, and for periods of less than 100 seconds a hundredth of the period: a worker's clock
-        that is further ahead of the others' costs requests over the limit.
+        The margin is a second, and for periods of less than 100 seconds a hundredth of the period.
         """
         return self.period + min(1.0, self.period / 100)
 
-    def moments(self, spent: Iterable[float], now: float) -> list[float]:
+    def free_times(self, spent: Iterable[float], now: float) -> list[float]:
         """
-        List the moments, none before ``now``, at which the next ``requests`` permits become free.
+        Return when the next ``requests`` permits become free, sorted, none before ``now``.
 
-        :param spent: the moments that the permits of the last period count from.
-        :param now: the present moment, on the same clock, in seconds.
+        :param spent: the timestamps that the permits of the last period count from.
+        :param now: the present timestamp, on the same clock, in seconds.
         """
-        ends = sorted(moment + self.hold for moment in spent if moment + self.hold > now)
-        free = self.requests - len(ends)
-        return [now] * free + ends if free > 0 else ends[-free:]
+        ends = sorted(end for timestamp in spent if (end := timestamp + self.hold) > now)
+        free = max(0, self.requests - len(ends))
+        excess = max(0, len(ends) - self.requests)
+        return [now] * free + ends[excess:]
 
-    def finish(self, moments: list[float], backlog: int) -> float:
-        """Estimate when the last of ``backlog`` requests can be sent, if nobody else spends permits."""
-        ahead = sorted(moments)
+    def estimate_end(self, free_times: list[float], backlog: int) -> float:
+        """Return when the last of ``backlog`` requests can be sent, if nobody else spends permits."""
+        ahead = sorted(free_times)
         for _ in range(backlog - 1):
             heapq.heapreplace(ahead, ahead[0] + self.hold)
         return ahead[0]
 
-    def wake(self, moments: list[float], backlog: int, pace: float = 0.0) -> float:
+    def next_wakeup(self, free_times: list[float], backlog: int, pace: float = 0.0) -> float:
         """
-        Choose when to come back for permits.
+        Return when to come back for permits.
 
-        Not for the first one when a tenth of a period more gives several; not later than ``backlog`` needs; and
-        not for those that become free by the time it is their turn.
+        That is later than the first permit becomes free where a tenth of a period more gives several; but not later
+        than ``backlog`` needs, and no permit is waited for that becomes free by the time it is its turn.
 
-        :param moments: when the next permits become free.
+        :param free_times: when the next permits become free.
         :param backlog: how many requests are to be sent.
         :param pace: seconds between two requests, as they can be sent one after the other.
         """
-        last = moments[0] + self.period / 10
-        useful = moments[: max(1, min(backlog, self.requests))]
-        return max(moment - turn * pace for turn, moment in enumerate(useful) if moment <= last)
+        latest = free_times[0] + self.period / 10
+        useful = free_times[: max(1, min(backlog, self.requests))]
+        return max(free_at - turn * pace for turn, free_at in enumerate(useful) if free_at <= latest)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ class LedgerState:
     """
     What the ledger says.
 
-    :param spent: for each permit's id the moment it counts from (seconds since the epoch).
-    :param blocked_until: moment before which nothing is sent because the API refused a request; 0 for none.
+    :param spent: for each permit's id the timestamp it counts from (seconds since the epoch).
+    :param blocked_until: timestamp before which nothing is sent because the API refused a request; 0 for none.
     :param refusals: refusals (429) since the last request that was let through.
     """
 
@@ -83,70 +88,159 @@ class LedgerState:
     blocked_until: float = 0.0
     refusals: int = 0
 
+    def with_spent(self, spent: Mapping[str, float]) -> LedgerState:
+        """Return the state with these permits as well; where it has them already, with these timestamps."""
+        return replace(self, spent={**self.spent, **spent})
+
     def at(self, now: float, *, limit: RateLimit, horizon: float) -> LedgerState:
         """
-        Answer the state as it stands at ``now``: without what is over.
+        Return the state as it stands at ``now``: without what is over.
 
         What lies further ahead than an honest writer can put it was written before the clock was set back;
         it is brought down, so that it is held for one period more at most.
 
         :param horizon: seconds ahead of ``now`` at which an honest entry can lie.
         """
-        spent = {
-            permit: min(moment, now + horizon) for permit, moment in self.spent.items() if moment + limit.hold > now
-        }
-        blocked = min(self.blocked_until, now + horizon + limit.hold) if self.blocked_until > now else 0.0
-        return LedgerState(spent, blocked, self.refusals)
+        latest = now + horizon
+        spent = {permit: min(timestamp, latest) for permit, timestamp in self.spent.items()}
+        blocked_until = min(self.blocked_until, latest + limit.hold)
+        return replace(self, spent=spent, blocked_until=blocked_until).without_past(now, limit)
 
-    def moments(self, limit: RateLimit, now: float) -> list[float]:
-        """List when the next permits become free, none before the end of a block."""
-        return [max(moment, self.blocked_until) for moment in limit.moments(self.spent.values(), now)]
+    def without_past(self, now: float, limit: RateLimit) -> LedgerState:
+        """Return the state without the permits that are free again at ``now``, and without a block that is over."""
+        spent = {permit: timestamp for permit, timestamp in self.spent.items() if timestamp + limit.hold > now}
+        is_blocked = self.blocked_until > now
+        return replace(self, spent=spent, blocked_until=self.blocked_until if is_blocked else 0.0)
+
+    def free_times(self, limit: RateLimit, now: float) -> list[float]:
+        """Return when the next permits become free, sorted, none before the end of a block."""
+        return [max(free_at, self.blocked_until) for free_at in limit.free_times(self.spent.values(), now)]
 
     def grant(self, limit: RateLimit, now: float, wanted: int) -> int:
-        """Answer how many of the ``wanted`` permits may be spent now."""
-        free = sum(moment <= now for moment in self.moments(limit, now))
-        # After a refusal one request goes ahead to see whether the API lets it through.
-        return min(wanted, free, 1) if self.refusals else min(wanted, free)
+        """Return how many of the ``wanted`` permits may be spent now."""
+        free = sum(free_at <= now for free_at in self.free_times(limit, now))
+        if self.refusals:  # one request goes ahead to see whether the API lets it through
+            free = min(free, 1)
+        return min(wanted, free)
 
     def refused(self, limit: RateLimit, now: float, retry_after: float | None) -> LedgerState:
-        """Block further requests: as long as the API asks, else longer with every refusal, at most a period."""
+        """Return the state with a block: as long as the API asks, else longer with every refusal, at most a period."""
         backoff = limit.period / limit.requests * 2 ** min(self.refusals, 30)
-        if retry_after is None:
-            retry_after = backoff
-        elif self.refusals:  # it was not long enough before
-            retry_after = max(retry_after, backoff)
-        until = now + min(max(retry_after, limit.period / 3600), limit.hold)
+        wait = backoff if retry_after is None else retry_after
+        if self.refusals:  # what the API asked for was not long enough before
+            wait = max(wait, backoff)
+        until = now + min(max(wait, limit.period / 3600), limit.hold)
         return replace(self, blocked_until=max(self.blocked_until, until), refusals=self.refusals + 1)
 
     def dump(self) -> str:
-        """Write the state as JSON."""
-        return json.dumps(
-            {
-                "version": 1,
-                "spent": {permit: round(moment, 3) for permit, moment in self.spent.items()},
-                "blocked_until": round(self.blocked_until, 3),
-                "refusals": self.refusals,
-            }
-        )
+        """Return the state as JSON."""
+        spent = {permit: round(timestamp, 3) for permit, timestamp in self.spent.items()}
+        blocked_until = round(self.blocked_until, 3)
+        return json.dumps({"version": 1, "spent": spent, "blocked_until": blocked_until, "refusals": self.refusals})
 
     @classmethod
     def load(cls, text: str) -> LedgerState:
         """
-        Read the state from JSON.
+        Return the state that JSON tells of.
 
         :raises ValueError: when the text is not what :meth:`dump` writes.
         """
         try:
-            data = json.loads(text)
-            if data["version"] != 1:
-                raise ValueError(f"version {data['version']!r} is not known")
-            state = cls(
-                {str(permit): float(moment) for permit, moment in data["spent"].items()},
-                float(data["blocked_until"]),
-                int(data["refusals"]),
-            )
+            state = cls._parse(json.loads(text))
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if not all(math.isfinite(moment) for moment in (*state.spent.values(), state.blocked_until)):
-            raise ValueError("a moment is not finite")
+        if not all(map(math.isfinite, (*state.spent.values(), state.blocked_until))):
+            raise ValueError("a timestamp is not finite")
         return state
+
+    @classmethod
+    def _parse(cls, data: Any) -> LedgerState:
+        if data["version"] != 1:
+            raise ValueError(f"version {data['version']!r} is not known")
+        spent = {str(permit): float(timestamp) for permit, timestamp in data["spent"].items()}
+        return cls(spent, float(data["blocked_until"]), int(data["refusals"]))
+
+
+@dataclass(frozen=True)
+class Permit:
+    """
+    The right to send one request.
+
+    :param id: its entry in the ledger.
+    :param use_before: timestamp (seconds since the epoch) after which it must be given back instead of used.
+    """
+
+    id: str
+    use_before: float
+
+
+@dataclass
+class Report:
+    """
+    What became of permits since the ledger was last told.
+
+    A permit that is neither answered nor unused keeps its careful entry: its request may have reached the API.
+
+    :param answered: for each permit whose answer has arrived, the timestamp at which it did.
+    :param unused: permits whose request was never sent.
+    :param refusals: for each request refused with 429, the ``Retry-After`` in seconds, or None.
+    """
+
+    answered: dict[Permit, float] = field(default_factory=dict)
+    unused: list[Permit] = field(default_factory=list)
+    refusals: list[float | None] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any((self.answered, self.unused, self.refusals))
+
+    def add(self, permit: Permit, *, was_sent: bool, answered_at: float | None = None) -> None:
+        """
+        Add what became of a permit.
+
+        :param was_sent: whether its request was sent, as far as anybody knows.
+        :param answered_at: when its answer arrived; None where none came.
+        """
+        if not was_sent:
+            self.unused.append(permit)
+        elif answered_at is not None:
+            self.answered[permit] = answered_at
+
+    def add_refusal(self, retry_after: float | None) -> None:
+        """Add that the API refused a request, and the seconds it asks to wait; None where it does not say."""
+        self.refusals.append(retry_after)
+
+    @property
+    def retry_after(self) -> float | None:
+        """The longest wait that the API asks for; None where it does not say."""
+        return max((seconds for seconds in self.refusals if seconds is not None), default=None)
+
+
+def settle(
+    state: LedgerState,
+    report: Report,
+    wanted: int,
+    *,
+    limit: RateLimit,
+    horizon: float,
+    now: float,
+    new_id: Callable[[], str],
+) -> tuple[LedgerState, list[Permit]]:
+    """
+    Take a report into the state, and grant permits. This is all that a ledger decides, without any I/O.
+
+    :param wanted: how many permits could be used right now.
+    :param horizon: seconds after which the API has counted a request whose permit is granted now.
+    :param now: the present timestamp in seconds since the epoch.
+    :param new_id: gives each new permit its id.
+    :return: the new state, and the new permits, which it has already.
+    """
+    state = state.with_spent({permit.id: answered_at for permit, answered_at in report.answered.items()})
+    unused = {permit.id for permit in report.unused}
+    spent = {permit: timestamp for permit, timestamp in state.spent.items() if permit not in unused}
+    state = replace(state, spent=spent).without_past(now, limit)
+    if report.refusals:  # requests that were under way together are refused together: that is one refusal
+        state = state.refused(limit, now, report.retry_after)
+    elif report.answered:
+        state = replace(state, refusals=0)
+    permits = [Permit(new_id(), now + PERMIT_VALIDITY) for _ in range(state.grant(limit, now, wanted))]
+    return state.with_spent({permit.id: now + horizon for permit in permits}), permits

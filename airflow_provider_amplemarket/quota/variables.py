@@ -1,4 +1,8 @@
-"""Airflow's Variables, read and written with patience and with suspicion."""
+"""
+Airflow's Variables: what fails is tried again, and what is said to be missing is not believed at once.
+
+``docs/quota.md`` says what is relied on.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ from airflow_provider_amplemarket.exceptions import AmplemarketError, LedgerErro
 #: Pauses in seconds between tries.
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 
-#: So many answers "there is no such Variable" in a row are believed. One is not: Airflow 3 gives the same
-#: answer when its API server merely had a hiccup.
+#: So many answers "there is no such Variable" in a row are believed. One is not: Airflow 3 gives the same answer
+#: when its API server has a hiccup.
 _NOT_FOUND_BELIEVED = 3
 
-#: A write that returned sooner was sent once, and no copy of it is under way: Airflow's client pauses for a second
-#: at least before it sends one again. A copy that was given up for lost is not recalled, and may arrive later.
+#: A write that returned within so many seconds was sent once, and no copy of it is under way: Airflow's client pauses
+#: for a second at least before it sends one again.
 QUICK = 1.0
 
 OTHER_TEAM = (
@@ -69,7 +73,7 @@ class VariableStore:
 
 class Pause:
     """
-    Wait, but no longer than a second once the task is told to stop.
+    Wait, but no longer than a second after the task is told to stop.
 
     :param sleep: how to sleep.
     :param cancelled: whether the task is told to stop.
@@ -94,9 +98,9 @@ class Pause:
             seconds -= 1.0
 
 
-class PatientStore:
+class RetryingStore:
     """
-    Try again where a store fails for a moment, and do not believe at once that something is missing.
+    Try again where a store fails, and do not believe at once that something is missing.
 
     :param store: where the texts are kept.
     :param proof: key of another text, which must be readable before one is believed to be missing; it is written
@@ -107,8 +111,8 @@ class PatientStore:
 
     def __init__(
         self,
-        store: Store,
         *,
+        store: Store,
         proof: str,
         pause: Callable[[float], None],
         monotonic: Callable[[], float] = time.monotonic,
@@ -132,10 +136,11 @@ class PatientStore:
         for pause in (*_PAUSES, 0.0):
             try:
                 text = self._read(key)
-                not_found += 1
                 if text is not None:
                     return text
-                if not_found >= _NOT_FOUND_BELIEVED and self._answers():
+                not_found += 1
+                is_missing = not_found >= _NOT_FOUND_BELIEVED and self._has_proof()
+                if is_missing:
                     return self._read(key)
             except Exception as error:
                 problem, not_found = error, 0
@@ -154,9 +159,9 @@ class PatientStore:
 
     def set(self, key: str, text: str, *, unless: Callable[[], bool] = lambda: False) -> bool:
         """
-        Store the text, and tell whether that was quick: if not, copies of it may arrive later.
+        Store the text, and return whether that was quick: if not, copies of it may arrive later.
 
-        :param unless: asked before each try; once it says so, it is too late to write.
+        :param unless: whether it is too late to write; called before each try.
         :raises LedgerError: when the store does not take it.
         """
         problem: Exception | None = None
@@ -171,8 +176,8 @@ class PatientStore:
             self._pause(pause)
         raise LedgerError(f"The quota ledger (Airflow Variable {key}) cannot be written") from problem
 
-    def _answers(self) -> bool:
-        """Tell whether the store is there, by another text."""
+    def _has_proof(self) -> bool:
+        """Return whether the store can be read and written, by another text."""
         self._is_kept_from_us = False
         try:
             if self._read(self._proof) is None:
@@ -200,5 +205,5 @@ class PatientStore:
 
 
 def is_multi_team() -> bool:
-    """Tell whether this Airflow's Variables may belong to teams."""
+    """Return whether this Airflow's Variables may belong to teams."""
     return bool(conf.getboolean("core", "multi_team", fallback=False))

@@ -26,7 +26,8 @@ from airflow_provider_amplemarket.exceptions import (
     RateLimitExceededError,
 )
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
-from airflow_provider_amplemarket.quota.ledger import Ledger, Permit
+from airflow_provider_amplemarket.quota.ledger import Ledger
+from airflow_provider_amplemarket.quota.rate import Permit, Report
 from airflow_provider_amplemarket.run.fetch import Fetcher, Job, Outcome, Sent
 from airflow_provider_amplemarket.run.plan import (
     FAILED,
@@ -223,7 +224,7 @@ class Downloads:
         )
 
     def _spend(self, plan: Plan, queue: deque[Item], crew: _Crew) -> None:
-        report = _Report()
+        report = Report()
         while not self.cancel.is_set():
             # As many as are downloaded wait with their permits, or are published, so that no download waits for the
             # ledger; an exchange, which is several round trips, brings permits for half as many at a time. Once
@@ -237,18 +238,18 @@ class Downloads:
                 return
             for outcome in self._collect(crew):
                 self._note(plan, outcome)
-                report.add(outcome)
+                _add(report, outcome)
                 if not outcome.sent:
                     queue.appendleft(outcome.item)
         for outcome in self._abandon(plan, crew):
-            report.add(outcome)
+            _add(report, outcome)
         if report and self.ledger.is_quick:
             with suppress(LedgerBusyError):
                 self._exchange(0, report)
 
-    def _trade(self, plan: Plan, queue: deque[Item], crew: _Crew, wanted: int, report: _Report) -> _Report:
+    def _trade(self, plan: Plan, queue: deque[Item], crew: _Crew, wanted: int, report: Report) -> Report:
         """Report to the ledger, and spend the permits that it gives; return what is to be reported next."""
-        next_report = _Report()
+        next_report = Report()
         try:
             permits = deque(self._exchange(wanted, report))
         except LedgerBusyError as error:
@@ -266,13 +267,11 @@ class Downloads:
         next_report.unused.extend(permits)
         return next_report
 
-    def _exchange(self, wanted: int, report: _Report) -> list[Permit]:
+    def _exchange(self, wanted: int, report: Report) -> list[Permit]:
         if isinstance(self._fetcher.fatal, LedgerError):
             return []
         try:
-            return self.ledger.exchange(
-                wanted, answered=report.answered, unused=report.unused, refusals=report.refusals
-            )
+            return self.ledger.report_and_acquire(report, wanted)
         except LedgerBusyError:
             raise
         except LedgerError as error:
@@ -358,25 +357,11 @@ class Downloads:
             log.info("%s", plan.progress())
 
 
-class _Report:
-    """What the ledger is still to be told."""
-
-    def __init__(self) -> None:
-        self.answered: dict[Permit, float] = {}
-        self.unused: list[Permit] = []
-        self.refusals: list[float | None] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.answered or self.unused or self.refusals)
-
-    def add(self, outcome: Outcome) -> None:
-        """Add what became of a permit; where no answer came, its entry stays as careful as it is."""
-        if not outcome.sent:
-            self.unused.append(outcome.permit)
-        elif outcome.answered_at is not None:
-            self.answered[outcome.permit] = outcome.answered_at
-        if isinstance(outcome.error, RateLimitExceededError):
-            self.refusals.append(outcome.error.retry_after)
+def _add(report: Report, outcome: Outcome) -> None:
+    """Add what became of a permit to what the ledger is still to be told."""
+    report.add(outcome.permit, was_sent=outcome.sent, answered_at=outcome.answered_at)
+    if isinstance(outcome.error, RateLimitExceededError):
+        report.add_refusal(outcome.error.retry_after)
 
 
 class _Crew:

@@ -26,7 +26,7 @@ from airflow_provider_amplemarket.exceptions import (
     RecordingTooLargeError,
 )
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
-from airflow_provider_amplemarket.quota.ledger import Permit
+from airflow_provider_amplemarket.quota.rate import Permit
 from airflow_provider_amplemarket.run.breaker import CircuitBreaker, Request
 from airflow_provider_amplemarket.run.plan import FAILED, MISSING, NOT_FOUND, STORED, TOO_LARGE, Item
 from airflow_provider_amplemarket.run.records import Records

@@ -10,7 +10,7 @@ from typing import Any
 import pendulum
 
 from airflow_provider_amplemarket.api.download import Recording
-from airflow_provider_amplemarket.quota.ledger import Permit
+from airflow_provider_amplemarket.quota.rate import Permit
 from airflow_provider_amplemarket.run.plan import (
     FAILED,
     GIVEN_UP,
@@ -141,14 +141,14 @@ class Records:
         return {**texts, "call": dict(item.call)} if self.is_full else texts
 
 
-def evidence(
+def known_requests(
     items: Iterable[Item], conn_id: str, *, since: float, until: float
 ) -> tuple[dict[str, float], list[float]]:
     """
-    Return the moments of the requests that sidecars tell of: those with a permit by its id, and the others.
+    Return the timestamps of the requests that sidecars tell of: those with a permit by its id, and the others.
 
     :param conn_id: only requests of this connection.
-    :param since: only requests answered after this moment (seconds since the epoch).
+    :param since: only requests answered after this timestamp (seconds since the epoch).
     :param until: and not after this one: a clock was wrong then, and nobody knows by how much.
     """
     by_permit: dict[str, float] = {}

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_amplemarket.exceptions import ArchiveIncompleteError, LedgerBusyError
 from airflow_provider_amplemarket.quota.ledger import Ledger
+from airflow_provider_amplemarket.quota.rate import Permit, Report
 from airflow_provider_amplemarket.sandbox.listener import Handler
 from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
 from tests.operators.conftest import Bench, RealAirflow, call, calls
@@ -74,15 +74,15 @@ class Busy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, times: int, seconds: float) -> None:
         self.told = 0
-        exchange = Ledger.exchange
+        report_and_acquire = Ledger.report_and_acquire
 
-        def busy(ledger: Ledger, wanted: int, **kwargs: Any) -> Any:
+        def busy(ledger: Ledger, report: Report, wanted: int) -> list[Permit]:
             if wanted and self.told < times:
                 self.told += 1
                 raise LedgerBusyError("Another task uses the quota ledger.", until=time.time() + seconds)
-            return exchange(ledger, wanted, **kwargs)
+            return report_and_acquire(ledger, report, wanted)
 
-        monkeypatch.setattr(Ledger, "exchange", busy)
+        monkeypatch.setattr(Ledger, "report_and_acquire", busy)
 
 
 class TestTheLedgerIsBusy:

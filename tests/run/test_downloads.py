@@ -28,8 +28,7 @@ from airflow_provider_amplemarket.exceptions import (
     RecordingNotFoundError,
     RecordingTooLargeError,
 )
-from airflow_provider_amplemarket.quota.ledger import Permit
-from airflow_provider_amplemarket.quota.rate import RateLimit
+from airflow_provider_amplemarket.quota.rate import Permit, RateLimit, Report
 from airflow_provider_amplemarket.run.downloads import Downloads
 from airflow_provider_amplemarket.run.fetch import OUTAGE
 from airflow_provider_amplemarket.run.plan import (
@@ -109,21 +108,14 @@ class Ledger:
         self.limit = RateLimit(50, 3600)
         self.clock = time.time
 
-    def exchange(
-        self,
-        wanted: int,
-        *,
-        answered: Mapping[Permit, float],
-        unused: list[Permit],
-        refusals: list[float | None],
-    ) -> list[Permit]:
+    def report_and_acquire(self, report: Report, wanted: int) -> list[Permit]:
         self.threads.add(threading.current_thread().name)
         if self.busy and self.given:
             self.busy -= 1
             raise LedgerBusyError("Another task uses it")
-        self.answered.update(answered)
-        self.unused.extend(unused)
-        self.refusals.extend(refusals)
+        self.answered.update(report.answered)
+        self.unused.extend(report.unused)
+        self.refusals.extend(report.refusals)
         if self.error and self.given:
             raise self.error
         count = min(wanted, self.left)

@@ -16,15 +16,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pytest
 
 from airflow_provider_amplemarket.archive.store import STAGING, Archive, Entry
 from airflow_provider_amplemarket.exceptions import AmplemarketError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
-from airflow_provider_amplemarket.quota.ledger import Permit
-from airflow_provider_amplemarket.quota.rate import RateLimit
+from airflow_provider_amplemarket.quota.rate import Permit, RateLimit, Report
 from airflow_provider_amplemarket.run.downloads import Downloads
 from airflow_provider_amplemarket.run.plan import MISSING, Attempt, Item, Plan
 from airflow_provider_amplemarket.sandbox.recordings import recording_of
@@ -105,8 +103,8 @@ class Ledger:
         self.given = 0
         self.unused: list[Permit] = []
 
-    def exchange(self, wanted: int, *, answered: Any, unused: list[Permit], refusals: Any) -> list[Permit]:
-        self.unused += unused
+    def report_and_acquire(self, report: Report, wanted: int) -> list[Permit]:
+        self.unused += report.unused
         self.given += wanted
         return [Permit(f"p{self.given - number}", time.time() + 30) for number in range(wanted)]
 
