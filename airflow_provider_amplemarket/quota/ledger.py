@@ -136,7 +136,7 @@ class Ledger:
         :raises LedgerError: when the ledger cannot be read or written; then nothing may be sent.
         :raises AmplemarketError: when the task is told to stop while it waits.
         """
-        self._own.update({permit.id: answered_at for permit, answered_at in report.answered.items()})
+        self._own.update(report.answered_by_id)
         attempts = 0
         while True:
             with self._lock:
@@ -207,6 +207,7 @@ class Ledger:
             log.warning(
                 "The quota ledger (Airflow Variable %s) is missing. %s", self.key, OTHER_TEAM.format(key=self.key)
             )
+        # Ledgers that are there have these names.
         return LedgerState({f"evidence-{n}": timestamp for n, timestamp in enumerate(self._anonymous_requests)})
 
     def _load(self, text: str, now: float) -> LedgerState:

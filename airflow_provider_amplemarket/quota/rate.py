@@ -75,6 +75,19 @@ class RateLimit:
 
 
 @dataclass(frozen=True)
+class Permit:
+    """
+    The right to send one request.
+
+    :param id: its entry in the ledger.
+    :param use_before: timestamp (seconds since the epoch) after which it must be given back instead of used.
+    """
+
+    id: str
+    use_before: float
+
+
+@dataclass(frozen=True)
 class LedgerState:
     """
     What the ledger says.
@@ -91,6 +104,11 @@ class LedgerState:
     def with_spent(self, spent: Mapping[str, float]) -> LedgerState:
         """Return the state with these permits as well; where it has them already, with these timestamps."""
         return replace(self, spent={**self.spent, **spent})
+
+    def without(self, unused: Iterable[Permit]) -> LedgerState:
+        """Return the state without these permits."""
+        ids = {permit.id for permit in unused}
+        return replace(self, spent={permit: timestamp for permit, timestamp in self.spent.items() if permit not in ids})
 
     def at(self, now: float, *, limit: RateLimit, horizon: float) -> LedgerState:
         """
@@ -161,19 +179,6 @@ class LedgerState:
         return cls(spent, float(data["blocked_until"]), int(data["refusals"]))
 
 
-@dataclass(frozen=True)
-class Permit:
-    """
-    The right to send one request.
-
-    :param id: its entry in the ledger.
-    :param use_before: timestamp (seconds since the epoch) after which it must be given back instead of used.
-    """
-
-    id: str
-    use_before: float
-
-
 @dataclass
 class Report:
     """
@@ -210,6 +215,11 @@ class Report:
         self.refusals.append(retry_after)
 
     @property
+    def answered_by_id(self) -> dict[str, float]:
+        """The timestamps of the answered permits by the permits' ids."""
+        return {permit.id: answered_at for permit, answered_at in self.answered.items()}
+
+    @property
     def retry_after(self) -> float | None:
         """The longest wait that the API asks for; None where it does not say."""
         return max((seconds for seconds in self.refusals if seconds is not None), default=None)
@@ -234,10 +244,7 @@ def settle(
     :param new_id: gives each new permit its id.
     :return: the new state, and the new permits, which it has already.
     """
-    state = state.with_spent({permit.id: answered_at for permit, answered_at in report.answered.items()})
-    unused = {permit.id for permit in report.unused}
-    spent = {permit: timestamp for permit, timestamp in state.spent.items() if permit not in unused}
-    state = replace(state, spent=spent).without_past(now, limit)
+    state = state.with_spent(report.answered_by_id).without(report.unused).without_past(now, limit)
     if report.refusals:  # requests that were under way together are refused together: that is one refusal
         state = state.refused(limit, now, report.retry_after)
     elif report.answered:

@@ -13,13 +13,11 @@ from airflow_provider_amplemarket.exceptions import AmplemarketError, LedgerBusy
 from airflow_provider_amplemarket.quota.lock import FREE, HOLD, PATIENCE, REACH, SETTLE, SPREAD, TURN
 from airflow_provider_amplemarket.quota.rate import LedgerState
 from airflow_provider_amplemarket.quota.variables import QUICK
+from tests.quota.memory import KEY, NOW, MemoryStore, acquire
 from tests.quota.virtual import (
-    KEY,
     LIMIT,
-    NOW,
     Script,
     Scripted,
-    Table,
     Variables,
     World,
     holder,
@@ -78,7 +76,7 @@ def test_a_lone_task_gets_what_it_wants_however_slow_the_variables_are(slowest: 
     def task() -> None:
         ledger = open_ledger(world, Variables(world, slowest))
         for _ in range(LIMIT.requests // 2):
-            given_out.extend(permit.id for permit in ledger.exchange(2))
+            given_out.extend(permit.id for permit in acquire(ledger, 2))
 
     world.run([task])
     assert len(given_out) == LIMIT.requests
@@ -91,12 +89,12 @@ class Taken:
         self.world = World()
         self.permits: list[str] = []
 
-    def take(self, script: Script, *, exchanges: int = 1, each: int = 1, after: float = 0.0) -> None:
-        """Be a task that begins after so many seconds, and takes some permits in each of some exchanges."""
+    def take(self, script: Script, *, times: int = 1, each: int = 1, after: float = 0.0) -> None:
+        """Be a task that begins after so many seconds, and takes some permits so many times."""
         self.world.sleep(after)
         ledger = open_ledger(self.world, Scripted(self.world, script))
-        for _ in range(exchanges):
-            self.permits.extend(permit.id for permit in ledger.exchange(each))
+        for _ in range(times):
+            self.permits.extend(permit.id for permit in acquire(ledger, each))
 
     def check(self) -> None:
         """See that all permits were given, no other and none twice, and that the ledger has them all."""
@@ -132,11 +130,11 @@ def test_a_late_copy_of_the_ledger_is_waited_for_by_its_own_task_and_by_the_next
     world = taken.world
 
     def tasks() -> None:
-        taken.take(late, exchanges=2)
+        taken.take(late, times=2)
         assert world.now > 6 + SETTLE
         taken.take(late)
         took = world.now
-        taken.take({}, exchanges=3)
+        taken.take({}, times=3)
         assert world.now > took + SETTLE - 1
 
     world.run([tasks])
@@ -147,7 +145,7 @@ def test_variables_that_are_always_slow_are_named_as_the_cause() -> None:
     world = World()
     store = Scripted(world, {}, others=(QUICK / 2, QUICK / 2))
     with pytest.raises(LedgerError, match="answer too slowly") as caught:
-        open_ledger(world, store).exchange(1)
+        acquire(open_ledger(world, store), 1)
     assert f"({KEY})" in str(caught.value)
 
 
@@ -161,12 +159,12 @@ def world() -> World:
 
 
 @pytest.fixture
-def table(world: World) -> Table:
+def table(world: World) -> MemoryStore:
     """Give its Variables."""
-    return Table(world)
+    return MemoryStore(texts=world.texts)
 
 
-def test_without_others_it_takes_no_time_and_says_when_it_is_over(world: World, table: Table) -> None:
+def test_without_others_it_takes_no_time_and_says_when_it_is_over(world: World, table: MemoryStore) -> None:
     with open_lock(world, table) as lock:
         assert lock.may_write
         assert lock.is_sure
@@ -176,31 +174,31 @@ def test_without_others_it_takes_no_time_and_says_when_it_is_over(world: World, 
     assert world.now == 0
 
 
-def test_a_lone_task_pays_eight_accesses_for_an_exchange(world: World, table: Table) -> None:
+def test_a_lone_task_pays_eight_accesses_for_permits(world: World, table: MemoryStore) -> None:
     open_first = open_ledger(world, table)
-    open_first.exchange(1)
+    acquire(open_first, 1)
     assert len(table.accesses) == 8
     ledger = open_ledger(world, table)
     counts = []
     for _ in range(3):
         table.accesses.clear()
-        ledger.exchange(1)
+        acquire(ledger, 1)
         counts.append(len(table.accesses))
     # Once for each task: whether the one before it is over.
     assert counts == [9, 8, 8]
     assert world.now == 0
 
 
-def test_an_exchange_without_change_is_six_accesses(world: World, table: Table) -> None:
+def test_a_report_without_change_is_six_accesses(world: World, table: MemoryStore) -> None:
     ledger = open_ledger(world, table)
-    ledger.exchange(LIMIT.requests)
+    acquire(ledger, LIMIT.requests)
     table.accesses.clear()
-    ledger.exchange(1)
+    acquire(ledger, 1)
     assert len(table.accesses) == 6
 
 
 @pytest.mark.parametrize("text", [FREE, None])
-def test_it_is_free_where_nobody_has_taken_it_yet(text: str | None, world: World, table: Table) -> None:
+def test_it_is_free_where_nobody_has_taken_it_yet(text: str | None, world: World, table: MemoryStore) -> None:
     world.texts.pop(f"{KEY}__lock")
     if text is not None:
         world.texts[f"{KEY}__lock"] = text
@@ -210,7 +208,7 @@ def test_it_is_free_where_nobody_has_taken_it_yet(text: str | None, world: World
 
 
 @pytest.mark.parametrize("age", [0.0, 60.0, 170.0])
-def test_all_who_wait_for_a_dead_task_wait_for_the_same_end(age: float, world: World, table: Table) -> None:
+def test_all_who_wait_for_a_dead_task_wait_for_the_same_end(age: float, world: World, table: MemoryStore) -> None:
     take(world, at=-age)
     with open_lock(world, table):
         assert HOLD - age - 0.01 <= world.now < HOLD - age + 5
@@ -218,33 +216,33 @@ def test_all_who_wait_for_a_dead_task_wait_for_the_same_end(age: float, world: W
 
 
 @pytest.mark.parametrize("text", ["3f2a", "1234", '{"turn": "another"}', '{"turn": "another", "taken_at": NaN}', "[]"])
-def test_where_the_lock_does_not_say_since_when_it_is_watched(text: str, world: World, table: Table) -> None:
+def test_where_the_lock_does_not_say_since_when_it_is_watched(text: str, world: World, table: MemoryStore) -> None:
     world.texts[f"{KEY}__lock"] = text
     with open_lock(world, table):
         assert HOLD - 0.01 <= world.now < HOLD + 5
 
 
-def test_a_clock_that_is_ahead_holds_others_up_no_longer(world: World, table: Table) -> None:
+def test_a_clock_that_is_ahead_holds_others_up_no_longer(world: World, table: MemoryStore) -> None:
     take(world, at=1e6)
     with open_lock(world, table):
         assert HOLD - 0.01 <= world.now < HOLD + 5
 
 
-def test_what_is_over_is_free_but_only_once_its_copies_have_landed(world: World, table: Table) -> None:
+def test_what_is_over_is_free_but_only_once_its_copies_have_landed(world: World, table: MemoryStore) -> None:
     take(world)
     world.texts[f"{KEY}__done"] = json.dumps({"turn": "another", "over_at": NOW + 20})
     with open_lock(world, table):
         assert 20 - 0.01 <= world.now < 22
 
 
-def test_that_another_turn_is_over_frees_nothing(world: World, table: Table) -> None:
+def test_that_another_turn_is_over_frees_nothing(world: World, table: MemoryStore) -> None:
     take(world)
     world.texts[f"{KEY}__done"] = json.dumps({"turn": "somebody else", "over_at": 0.0})
     with open_lock(world, table):
         assert world.now >= HOLD - 0.01
 
 
-def test_a_living_task_is_waited_for_a_moment(world: World, table: Table) -> None:
+def test_a_living_task_is_waited_for_a_while(world: World, table: MemoryStore) -> None:
     first, second = open_lock(world, table), open_lock(world, table, patience=30)
     first.__enter__()
     world.later(3, lambda: first.__exit__(None, None, None))
@@ -252,7 +250,7 @@ def test_a_living_task_is_waited_for_a_moment(world: World, table: Table) -> Non
         assert 3 < world.now < 5
 
 
-def test_who_takes_too_long_may_not_write_any_more_and_then_is_not_sure(world: World, table: Table) -> None:
+def test_who_takes_too_long_may_not_write_any_more_and_then_is_not_sure(world: World, table: MemoryStore) -> None:
     with open_lock(world, table) as lock:
         world.now += 9
         assert lock.may_write
@@ -272,7 +270,9 @@ def announce(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["next", "lock"])
-def test_nobody_gets_in_by_a_slow_write_before_its_copies_have_landed(name: str, world: World, table: Table) -> None:
+def test_nobody_gets_in_by_a_slow_write_before_its_copies_have_landed(
+    name: str, world: World, table: MemoryStore
+) -> None:
     table.after_first(f"set {name}", lambda: world.sleep(6))
     with open_lock(world, table) as lock:
         assert 6 + SETTLE - 0.01 <= world.now < 6 + SETTLE + 2
@@ -280,7 +280,7 @@ def test_nobody_gets_in_by_a_slow_write_before_its_copies_have_landed(name: str,
 
 
 def test_who_did_not_get_in_by_a_slow_write_is_over_late_where_another_may_be_inside(
-    world: World, table: Table
+    world: World, table: MemoryStore
 ) -> None:
     def linger() -> None:
         world.sleep(6)
@@ -291,14 +291,16 @@ def test_who_did_not_get_in_by_a_slow_write_is_over_late_where_another_may_be_in
         assert 6 + SETTLE + REACH - 0.01 <= world.now < 6 + SETTLE + REACH + 5
 
 
-def test_who_wants_in_at_the_same_moment_waits_until_the_other_must_have_finished(world: World, table: Table) -> None:
+def test_who_wants_in_at_the_same_time_waits_until_the_other_must_have_finished(
+    world: World, table: MemoryStore
+) -> None:
     table.after_first("set lock", lambda: announce(world))
     with open_lock(world, table) as lock:
         assert REACH - 0.01 <= world.now < REACH + 5
         assert lock.may_write
 
 
-def test_who_is_overtaken_waits_for_the_other(world: World, table: Table) -> None:
+def test_who_is_overtaken_waits_for_the_other(world: World, table: MemoryStore) -> None:
     def overtake() -> None:
         announce(world)
         take(world)
@@ -308,7 +310,7 @@ def test_who_is_overtaken_waits_for_the_other(world: World, table: Table) -> Non
         assert HOLD - 0.01 <= world.now < HOLD + 5
 
 
-def test_a_ledger_that_was_refused_is_not_written_once_it_is_too_late(world: World, table: Table) -> None:
+def test_a_ledger_that_was_refused_is_not_written_once_it_is_too_late(world: World, table: MemoryStore) -> None:
     def refuse() -> None:
         world.sleep(12)
         raise OSError("no API server")
@@ -316,19 +318,19 @@ def test_a_ledger_that_was_refused_is_not_written_once_it_is_too_late(world: Wor
     table.before("set vendor", refuse)
     before = world.texts[KEY]
     with pytest.raises(LedgerError, match="cannot be written"):
-        open_ledger(world, table).exchange(1)
+        acquire(open_ledger(world, table), 1)
     assert world.texts[KEY] == before
     # Copies may be under way, and the others know how long.
     assert json.loads(world.texts[f"{KEY}__done"])["over_at"] == pytest.approx(NOW + world.now + SETTLE, abs=1)
 
 
-def test_permits_whose_entries_others_may_have_overwritten_are_not_given(world: World, table: Table) -> None:
+def test_permits_whose_entries_others_may_have_overwritten_are_not_given(world: World, table: MemoryStore) -> None:
     def linger() -> None:
         if len(table.written["vendor"]) == 1:
             world.sleep(max(0.0, TURN - world.now))
 
     table.before("get vendor", linger)
-    [permit] = open_ledger(world, table).exchange(1)
+    [permit] = acquire(open_ledger(world, table), 1)
     first, second = (LedgerState.load(text).spent for text in table.written["vendor"])
     assert permit.id not in first
     assert second.keys() == {permit.id}
@@ -337,7 +339,7 @@ def test_permits_whose_entries_others_may_have_overwritten_are_not_given(world: 
 # --- Waiting --------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_dead_task_holds_is_not_waited_for_in_a_worker(world: World, table: Table) -> None:
+def test_what_a_dead_task_holds_is_not_waited_for_in_a_worker(world: World, table: MemoryStore) -> None:
     take(world, at=-TURN)
     with pytest.raises(LedgerBusyError, match=f"{KEY}__lock") as caught, open_lock(world, table, patience=5):
         pass
@@ -348,13 +350,13 @@ def test_what_a_dead_task_holds_is_not_waited_for_in_a_worker(world: World, tabl
         pass
 
 
-def test_a_short_end_of_a_dead_tasks_hold_is_waited_for(world: World, table: Table) -> None:
+def test_a_short_end_of_a_dead_tasks_hold_is_waited_for(world: World, table: MemoryStore) -> None:
     take(world, at=-HOLD + 4)
     with open_lock(world, table, patience=5):
         assert 4 - 0.01 <= world.now < 5
 
 
-def test_living_tasks_are_tried_again_at_moments_of_their_own(world: World, table: Table) -> None:
+def test_living_tasks_are_tried_again_at_times_of_their_own(world: World, table: MemoryStore) -> None:
     untils = set()
     for _ in range(5):
         take(world, at=world.now)
@@ -367,7 +369,7 @@ def test_living_tasks_are_tried_again_at_moments_of_their_own(world: World, tabl
     assert len(untils) == 5
 
 
-def test_who_goes_away_says_when_its_turn_is_over(world: World, table: Table) -> None:
+def test_who_goes_away_says_when_its_turn_is_over(world: World, table: MemoryStore) -> None:
     table.after_first("set lock", lambda: announce(world))
     with pytest.raises(LedgerBusyError) as caught, open_lock(world, table, patience=5):
         pass
@@ -378,7 +380,7 @@ def test_who_goes_away_says_when_its_turn_is_over(world: World, table: Table) ->
         assert world.now >= REACH - 0.01
 
 
-def test_it_gives_up_where_others_never_let_go(world: World, table: Table) -> None:
+def test_it_gives_up_where_others_never_let_go(world: World, table: MemoryStore) -> None:
     table.before("get lock", lambda: take(world, turn=str(world.now), at=world.now))
     with pytest.raises(LedgerError, match=f"{KEY}__lock.* for 30 minutes. Give the pool one slot"):
         open_lock(world, table).__enter__()
@@ -386,24 +388,26 @@ def test_it_gives_up_where_others_never_let_go(world: World, table: Table) -> No
 
 
 @pytest.mark.parametrize("name", ["next", "lock"])
-def test_a_task_that_is_told_to_stop_waits_no_longer_for_its_copies(name: str, world: World, table: Table) -> None:
+def test_a_task_that_is_told_to_stop_waits_no_longer_for_its_copies(
+    name: str, world: World, table: MemoryStore
+) -> None:
     table.after_first(f"set {name}", lambda: world.sleep(6))
     with pytest.raises(AmplemarketError, match="told to stop"):
         open_lock(world, table, cancelled=lambda: world.now >= 10).__enter__()
     assert 10 <= world.now <= 11
 
 
-def test_a_task_that_is_told_to_stop_waits_no_longer_for_others(world: World, table: Table) -> None:
+def test_a_task_that_is_told_to_stop_waits_no_longer_for_others(world: World, table: MemoryStore) -> None:
     take(world)
     with pytest.raises(AmplemarketError, match="told to stop"):
         open_lock(world, table, cancelled=lambda: world.now >= 10).__enter__()
     assert 10 <= world.now <= 11
 
 
-def test_a_ledger_takes_patience_and_stop_along(world: World, table: Table) -> None:
+def test_a_ledger_takes_patience_and_stop_along(world: World, table: MemoryStore) -> None:
     take(world, at=-TURN)
     with pytest.raises(LedgerBusyError):
-        open_ledger(world, table, patience=5.0).exchange(1)
+        acquire(open_ledger(world, table, patience=5.0), 1)
     with pytest.raises(AmplemarketError, match="told to stop"):
-        open_ledger(world, table, cancelled=lambda: True).exchange(1)
+        acquire(open_ledger(world, table, cancelled=lambda: True), 1)
     assert world.now < 1

@@ -13,9 +13,8 @@ from airflow_provider_amplemarket.exceptions import AmplemarketError, LedgerErro
 from airflow_provider_amplemarket.quota import variables
 from airflow_provider_amplemarket.quota.ledger import Ledger
 from airflow_provider_amplemarket.quota.rate import RateLimit
-from airflow_provider_amplemarket.quota.variables import PatientStore, Pause, VariableStore
-
-KEY = "amplemarket_quota__vendor"
+from airflow_provider_amplemarket.quota.variables import Pause, RetryingStore, VariableStore
+from tests.quota.memory import KEY, MemoryStore, acquire
 
 
 class FailingVariable:
@@ -92,18 +91,18 @@ def test_what_belongs_to_another_team_is_named_as_the_cause(monkeypatch: pytest.
 
     def open_ledger(team: str) -> Ledger:
         limit = RateLimit(5, 3600)
-        return Ledger("teams", limit, answer_timeout=1, store=TeamStore(team), sleep=waits.append)
+        return Ledger(conn_id="teams", limit=limit, answer_timeout=1, store=TeamStore(team), sleep=waits.append)
 
-    assert len(open_ledger("sales").exchange(3)) == 3
+    assert len(acquire(open_ledger("sales"), 3)) == 3
     with pytest.raises(LedgerError, match=r"amplemarket_quota__teams.* belong to the team .* take the team off"):
-        open_ledger("support").exchange(3)
+        acquire(open_ledger("support"), 3)
     assert sum(waits) < 60
     # The first team has lost nothing, and the cure is one.
-    assert len(open_ledger("sales").exchange(1)) == 1
+    assert len(acquire(open_ledger("sales"), 1)) == 1
     with create_session() as session:
         session.query(Variable).filter(Variable.key.startswith("amplemarket_quota__teams")).update({"team_name": None})
-    assert len(open_ledger("support").exchange(3)) == 1
-    assert open_ledger("sales").exchange(1) == []
+    assert len(acquire(open_ledger("support"), 3)) == 1
+    assert acquire(open_ledger("sales"), 1) == []
 
 
 @pytest.mark.parametrize("is_multi_team", [False, True])
@@ -111,13 +110,9 @@ def test_a_missing_ledger_is_no_news_but_where_teams_may_take_it_away(
     is_multi_team: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", str(is_multi_team))
-    texts: dict[str, str] = {}
-
-    class Memory:
-        get = staticmethod(texts.get)
-        set = staticmethod(texts.__setitem__)
-
-    Ledger("teams", RateLimit(5, 3600), answer_timeout=1, store=Memory(), sleep=lambda seconds: None).exchange(1)
+    limit = RateLimit(5, 3600)
+    ledger = Ledger(conn_id="teams", limit=limit, answer_timeout=1, store=MemoryStore(), sleep=lambda seconds: None)
+    acquire(ledger, 1)
     assert ("multi-team" in caplog.text) is is_multi_team
 
 
@@ -138,20 +133,15 @@ def test_a_write_is_quick_that_was_sent_once_and_took_less_than_a_second(
     seconds: float, failures: int, is_quick: bool
 ) -> None:
     now = 0.0
-    tries: list[str] = []
+    memory = MemoryStore(faults=["fails late"] * failures)
 
-    class Slow:
-        def get(self, key: str) -> str | None:
-            raise OSError("no API server")
+    def be_slow() -> None:
+        nonlocal now
+        now += seconds
 
-        def set(self, key: str, text: str) -> None:
-            nonlocal now
-            now += seconds
-            tries.append(text)
-            if len(tries) <= failures:
-                raise OSError("no API server")
-
-    store = PatientStore(Slow(), proof="proof", pause=lambda seconds: None, monotonic=lambda: now)
+    memory.before("set vendor", be_slow)
+    store = RetryingStore(store=memory, proof="proof", pause=lambda seconds: None, monotonic=lambda: now)
     assert store.set(KEY, "text") is is_quick
-    assert len(tries) == failures + 1
+    assert memory.accesses == ["set vendor"] * (failures + 1)
+    memory.faults.append("fails")
     assert store.glance(KEY) is None

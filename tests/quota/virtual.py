@@ -8,7 +8,7 @@ import json
 import math
 import random
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 from airflow_provider_amplemarket.quota.ledger import Ledger
 from airflow_provider_amplemarket.quota.lock import Lock
 from airflow_provider_amplemarket.quota.rate import LedgerState, RateLimit
-from airflow_provider_amplemarket.quota.variables import PatientStore, Pause, Store
+from airflow_provider_amplemarket.quota.variables import Pause, RetryingStore, Store
+from tests.quota.memory import KEY, NOW, Killed, name_of
 
 T = TypeVar("T")
 
-NOW = 1_800_000_000.0
-KEY = "amplemarket_quota__vendor"
 #: No permit comes free again while a world lasts.
 LIMIT = RateLimit(6, 1e6)
 #: Seconds after which a request has its answer, or gets none.
@@ -33,10 +32,6 @@ CLIENT_TIMEOUT, CLIENT_ATTEMPTS = 5.0, 5
 LATEST = 30.0
 
 
-class Killed(BaseException):
-    """The worker was killed."""
-
-
 # --- Time -----------------------------------------------------------------------------------------------------------
 
 
@@ -44,7 +39,7 @@ class World:
     """
     A virtual time and the Variables in it.
 
-    Several tasks are threads of :meth:`run`, one at a time of which runs, the one whose moment is next. Outside of
+    Several tasks are threads of :meth:`run`, one at a time of which runs, the one that is due next. Outside of
     that a test is the only task.
 
     :param chance: decides how long each access of a Variable takes, and who dies.
@@ -121,49 +116,6 @@ class World:
 
 
 # --- Variables ------------------------------------------------------------------------------------------------------
-
-
-def name_of(key: str) -> str:
-    """Return ``lock``, ``next`` or ``done``, and ``vendor`` for the ledger itself."""
-    return key.rpartition("__")[2]
-
-
-class Table:
-    """
-    The Variables as they are: an access takes no time, but something may happen before or after it.
-
-    Accesses are named like ``set lock``.
-    """
-
-    def __init__(self, world: World) -> None:
-        self.texts = world.texts
-        self.accesses: list[str] = []
-        #: The texts that were written, by the name of the Variable.
-        self.written: defaultdict[str, list[str]] = defaultdict(list)
-        self._before: dict[str, Callable[[], None]] = {}
-        self._after_first: dict[str, Callable[[], None]] = {}
-
-    def before(self, access: str, event: Callable[[], None]) -> None:
-        """Let something happen before each such access; where it raises, there is no access."""
-        self._before[access] = event
-
-    def after_first(self, access: str, event: Callable[[], None]) -> None:
-        """Let something happen before the next such access returns."""
-        self._after_first[access] = event
-
-    def get(self, key: str) -> str | None:
-        return self._access(f"get {name_of(key)}", lambda: self.texts.get(key))
-
-    def set(self, key: str, text: str) -> None:
-        self._access(f"set {name_of(key)}", lambda: self.texts.__setitem__(key, text))
-        self.written[name_of(key)].append(text)
-
-    def _access(self, access: str, work: Callable[[], T]) -> T:
-        self.accesses.append(access)
-        self._before.get(access, lambda: None)()
-        answer = work()
-        self._after_first.pop(access, lambda: None)()
-        return answer
 
 
 class Variables:
@@ -275,8 +227,8 @@ class Scripted(Variables):
 def open_ledger(world: World, store: Store, *, limit: RateLimit = LIMIT, ahead: float = 0.0, **options: Any) -> Ledger:
     """Return the ledger as a task has it, whose clock may be ahead."""
     return Ledger(
-        "vendor",
-        limit,
+        conn_id="vendor",
+        limit=limit,
         answer_timeout=ANSWER_TIMEOUT,
         store=store,
         clock=lambda: NOW + world.now + ahead,
@@ -292,8 +244,8 @@ def open_lock(
     """Return the lock as a task has it."""
     pause = Pause(world.nap, cancelled)
     return Lock(
-        PatientStore(store, proof=f"{KEY}__next", pause=pause, monotonic=lambda: world.now),
-        KEY,
+        store=RetryingStore(store=store, proof=f"{KEY}__next", pause=pause, monotonic=lambda: world.now),
+        key=KEY,
         pause=pause,
         clock=lambda: NOW + world.now,
         monotonic=lambda: world.now,

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from airflow_provider_amplemarket.exceptions import AmplemarketError
-from airflow_provider_amplemarket.quota.ledger import PERMIT_VALIDITY, Permit
-from airflow_provider_amplemarket.quota.rate import LedgerState, RateLimit
-from tests.quota.virtual import ANSWER_TIMEOUT, KEY, LIMIT, NOW, Killed, Variables, World, open_ledger
+from airflow_provider_amplemarket.quota.rate import PERMIT_VALIDITY, LedgerState, Permit, RateLimit
+from tests.quota.memory import KEY, NOW, Killed, acquire
+from tests.quota.virtual import ANSWER_TIMEOUT, LIMIT, Variables, World, open_ledger
 
 #: Nobody waits longer than so many seconds for the next permit.
 LONGEST_WAIT = 300.0
@@ -36,24 +36,24 @@ class Conditions:
     :param is_sequential: whether the tasks come one after the other, or at the same time.
     :param tasks: how many there are.
     :param lives: after so many accesses of Variables a task may be killed.
-    :param exchanges: how often each comes to the ledger, if nobody kills it.
+    :param visits: how often each comes to the ledger, if nobody kills it.
     :param slowest: see :class:`Variables`; likewise ``stalls``, ``late`` and ``late_keys``.
     :param outage: seconds for which no access succeeds, soon after the begin.
-    :param spread: seconds that a task may let pass between two exchanges.
+    :param spread: seconds that a task may let pass between two visits.
     :param skew: seconds that a task's clock may be ahead.
     :param unused: how often a permit is given back.
     :param refused: how often a request is refused with 429.
     :param unanswered: how often a request has no answer.
-    :param has_evidence: whether a task is told, when it begins, of the requests that are on record.
+    :param knows_requests: whether a task is told, when it begins, of the requests that are on record.
     :param lost_at: when the ledger is lost.
-    :param kept_at: it is not deleted then, but set to what it was at this moment.
+    :param kept_at: it is not deleted then, but set to what it was at this time.
     """
 
     limit: RateLimit = LIMIT
     is_sequential: bool = False
     tasks: int = 3
     lives: tuple[float, ...] = (10, 40, math.inf)
-    exchanges: int = 4
+    visits: int = 4
     slowest: float = 0.1
     stalls: float = 0.0
     outage: float = 0.0
@@ -64,7 +64,7 @@ class Conditions:
     unused: float = 0.0
     refused: float = 0.0
     unanswered: float = 0.0
-    has_evidence: bool = False
+    knows_requests: bool = False
     lost_at: float = math.inf
     kept_at: float | None = None
 
@@ -72,7 +72,7 @@ class Conditions:
 @dataclass
 class Request:
     """
-    A request that was sent. The API has counted it at some moment from its permit's grant to its end.
+    A request that was sent. The API has counted it at some time from its permit's grant to its end.
 
     :param ended_at: when its answer came, or none was expected any more.
     :param is_on_record: whether its task has lived to write its sidecar.
@@ -103,12 +103,12 @@ class Fate:
     :param granted: permits that were given.
     :param requests: what they were spent on.
     :param given_back: the ids of those that were not spent, as the ledger was told.
-    :param evidence: what sidecars tell of requests: their moments, by the ids of their permits.
+    :param on_record: the requests that sidecars tell of: their timestamps, by the ids of their permits.
     :param blocks: the refusals that the ledger was told of.
     :param is_hasty: whether a permit was given in a block.
     :param known: the ids that the ledger has in the end.
-    :param wanted: permits that were wanted in exchanges that came to an end.
-    :param exchanges: exchanges that came to an end.
+    :param wanted: permits that were wanted in visits that came to an end.
+    :param visits: visits that came to an end.
     :param errors: why some of them failed.
     :param seconds: how long it lasted.
     """
@@ -117,12 +117,12 @@ class Fate:
     granted: int = 0
     requests: list[Request] = field(default_factory=list)
     given_back: set[str] = field(default_factory=set)
-    evidence: dict[str, float] = field(default_factory=dict)
+    on_record: dict[str, float] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     is_hasty: bool = False
     known: set[str] = field(default_factory=set)
     wanted: int = 0
-    exchanges: int = 0
+    visits: int = 0
     errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -194,7 +194,7 @@ class Fate:
 
 
 def _meeting(requests: Iterable[Request], begin: float, end: float) -> int:
-    """Return how many requests can have been counted between two moments."""
+    """Return how many requests can have been counted between two times."""
     return sum(each.granted_at <= end and each.ended_at >= begin for each in requests)
 
 
@@ -216,33 +216,34 @@ class Task:
             Variables(world, it.slowest, lives, it.stalls, it.late, it.late_keys),
             limit=it.limit,
             ahead=self.ahead,
-            evidence=dict(fate.evidence) if it.has_evidence else {},
+            known_requests=dict(fate.on_record) if it.knows_requests else {},
         )
         self.under_way: list[Request] = []
         self.unused: list[Permit] = []
 
     def live(self) -> None:
         """Come to the ledger again and again, and report at last what is still under way."""
-        for _ in range(self.conditions.exchanges):
+        for _ in range(self.conditions.visits):
             wanted = self.chance.choice([0, 1, 2, 6])
-            permits = self.exchange(wanted)
+            permits = self.visit(wanted)
             for permit in permits:
                 self.spend(permit)
             self.rest(is_short=len(permits) < wanted)
         self.world.sleep(max([0.0, *(each.ended_at - self.world.now for each in self.under_way)]))
-        self.exchange(0)
+        self.visit(0)
 
-    def exchange(self, wanted: int) -> list[Permit]:
+    def visit(self, wanted: int) -> list[Permit]:
         """Report what has ended, and take permits. An outage, or slow accesses again and again, make that fail."""
         began, fate = self.world.now, self.fate
         ended = [each for each in self.under_way if each.ended_at <= began]
         for each in ended:
             each.is_on_record = True
-            fate.evidence[each.permit.id] = self.on_clock(each.ended_at)
+            fate.on_record[each.permit.id] = self.on_clock(each.ended_at)
         refusals = [each.retry_after for each in ended if each.is_refused]
         permits = []
         try:
-            permits = self.ledger.exchange(
+            permits = acquire(
+                self.ledger,
                 wanted,
                 answered={each.permit: self.on_clock(each.ended_at) for each in ended if each.is_answered},
                 unused=self.unused,
@@ -257,7 +258,7 @@ class Task:
                 fate.blocks.append(self.block(began, refusals))
             fate.given_back |= {permit.id for permit in self.unused}
             self.under_way, self.unused = [each for each in self.under_way if each not in ended], []
-        fate.exchanges += 1
+        fate.visits += 1
         fate.wanted += wanted
         fate.granted += len(permits)
         return permits
@@ -290,21 +291,21 @@ class Task:
         self.fate.requests.append(request)
 
     def rest(self, *, is_short: bool) -> None:
-        """Wait a while, or for the very moment at which a permit comes free."""
+        """Wait a while, or until a permit comes free."""
         seconds = self.chance.uniform(0, self.conditions.spread)
         if is_short and self.chance.random() < 0.5:
             with suppress(AmplemarketError):
-                wait = self.conditions.limit.wake(self.ledger.moments(), 1) - self.ledger.clock()
+                wait = self.conditions.limit.next_wakeup(self.ledger.free_times(), 1) - self.ledger.clock()
                 seconds = wait if 0 < wait < LONGEST_WAIT else seconds
         self.world.sleep(seconds)
 
-    def on_clock(self, moment: float) -> float:
-        """Return what the task's clock shows at a moment."""
-        return NOW + moment + self.ahead
+    def on_clock(self, world_time: float) -> float:
+        """Return what the task's clock shows at a time of the world."""
+        return NOW + world_time + self.ahead
 
 
 def run_world(seed: int, conditions: Conditions) -> Fate:
-    """Run one world: tasks that exchange permits, some of which are killed."""
+    """Run one world: tasks that take permits, some of which are killed."""
     chance = random.Random(seed)
     random.seed(f"the lock's {seed}")
     begin = chance.uniform(0, 1.5)
@@ -364,34 +365,34 @@ def held(chance: random.Random, *, is_sequential: bool, is_hard: bool) -> Condit
     )
 
 
-def freed(chance: random.Random, *, is_sequential: bool, has_evidence: bool | None = None) -> Conditions:
+def freed(chance: random.Random, *, is_sequential: bool, knows_requests: bool | None = None) -> Conditions:
     """Draw conditions under which permits come free, are given back and spent again, and requests are refused."""
     limit = RateLimit(chance.choice([2, 6]), chance.choice([20.0, 60.0, 250.0]))
     return replace(
         held(chance, is_sequential=is_sequential, is_hard=chance.random() < 0.3),
         limit=limit,
-        exchanges=10,
+        visits=10,
         # The ledger's milliseconds take a little of the margin for clocks that do not agree.
         skew=chance.choice([0.0, min(1.0, limit.period / 100) - 0.002]),
         unused=chance.choice([0.0, 0.3]),
         refused=chance.choice([0.0, 0.1]),
         unanswered=chance.choice([0.0, 0.1]),
-        has_evidence=chance.random() < 0.5 if has_evidence is None else has_evidence,
+        knows_requests=chance.random() < 0.5 if knows_requests is None else knows_requests,
     )
 
 
 def lost(chance: random.Random) -> Conditions:
     """
-    Draw conditions under which the ledger is lost, or replaced by an old copy, while there is evidence.
+    Draw conditions under which the ledger is lost, or replaced by an old copy, while its requests are on record.
 
-    Tasks come one after the other, as they do in a pool with one slot: each is told of the evidence when it begins.
+    Tasks come one after the other, as they do in a pool with one slot: each is told of those on record when it begins.
     """
     lost_at = chance.uniform(10, 200)
     return replace(
-        freed(chance, is_sequential=True, has_evidence=True),
+        freed(chance, is_sequential=True, knows_requests=True),
         tasks=chance.randint(4, 8),
         lives=(40, math.inf),
-        exchanges=chance.choice([1, 2, 4]),
+        visits=chance.choice([1, 2, 4]),
         lost_at=lost_at,
         kept_at=chance.choice([None, chance.uniform(0, lost_at)]),
     )
@@ -424,7 +425,7 @@ def count(worlds: int, kind: str) -> str:
         "with a permit held that was given back": [fate.is_stingy for fate in fates],
         "with a permit given in a block": [fate.is_hasty for fate in fates],
         "in which nobody got anything": [fate.is_stuck for fate in fates],
-        "with a failed exchange": [bool(fate.errors) for fate in fates],
+        "with a failed visit": [bool(fate.errors) for fate in fates],
         "in which all permits of a period were spent": [fate.is_full for fate in fates],
         "with permits that came free and were spent again": [fate.is_spent_again for fate in fates],
         "with permits given back": [bool(fate.given_back) for fate in fates],
@@ -436,7 +437,7 @@ def count(worlds: int, kind: str) -> str:
     for what, are in figures.items():
         seeds = [seed for seed, is_so in enumerate(are) if is_so]
         lines.append(f"  {len(seeds)} {what}" + (f": {seeds[:5]}…" if seeds else ""))
-    lines += [f"  {sum(errors.values())} of {sum(fate.exchanges for fate in fates)} exchanges failed: {dict(errors)}"]
+    lines += [f"  {sum(errors.values())} of {sum(fate.visits for fate in fates)} visits failed: {dict(errors)}"]
     return "\n".join(lines)
 
 

@@ -1,0 +1,18 @@
+"""What the tests of the ledger begin with: a clock, and an empty ledger in memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_amplemarket.quota.rate import LedgerState
+from tests.quota.memory import Clock, MemoryStore
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore(LedgerState().dump())
