@@ -11,21 +11,31 @@ import pendulum
 Call: TypeAlias = Mapping[str, Any]
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+#: At most 64 characters that begin with a year: pendulum takes "now" and a bare time for datetimes of today.
+_DATED = re.compile(r"\d{4}.{0,60}", re.DOTALL)
 
 
 def is_plain_id(value: object) -> bool:
-    """Tell whether the value is a token that may become part of a URL or of an object's name."""
+    """Return whether the value is a token that may become part of a URL or of an object's name."""
     return isinstance(value, str) and _PLAIN_ID.fullmatch(value) is not None
 
 
 def start_of(call: Call) -> pendulum.DateTime | None:
-    """Answer the call's ``start_date`` in UTC, None where it is missing or no ISO 8601 moment."""
-    value = call.get("start_date")
-    # pendulum takes "now" and a bare time for moments of today.
-    if not isinstance(value, str) or len(value) > 64 or not re.match(r"\d{4}", value):
+    """Return the call's ``start_date`` in UTC; None where it is missing or no ISO 8601 datetime."""
+    return parse_datetime(call.get("start_date"))
+
+
+def parse_datetime(text: object) -> pendulum.DateTime | None:
+    """
+    Return a datetime in UTC.
+
+    :param text: ISO 8601, UTC where no zone is given.
+    :return: None where it is anything else, or no text.
+    """
+    if not isinstance(text, str) or _DATED.fullmatch(text) is None:
         return None
     try:
-        moment = pendulum.parse(value)
-        return moment.in_timezone("UTC") if isinstance(moment, pendulum.DateTime) else None
+        parsed = pendulum.parse(text)
+        return parsed.in_timezone("UTC") if isinstance(parsed, pendulum.DateTime) else None
     except (IndexError, OverflowError, TypeError, ValueError):  # pendulum 3.0 has an IndexError for "2026/"
         return None

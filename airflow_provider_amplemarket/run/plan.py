@@ -12,7 +12,7 @@ from typing import Any
 import pendulum
 
 from airflow_provider_amplemarket.archive.store import Entry
-from airflow_provider_amplemarket.calls import Call, start_of
+from airflow_provider_amplemarket.calls import Call, parse_datetime, start_of
 from airflow_provider_amplemarket.run.window import Window
 
 #: The recording is to be asked for.
@@ -290,4 +290,4 @@ class Plan:
 
 def moment_of(text: Any) -> pendulum.DateTime | None:
     """Read a moment of a sidecar; None where it is none."""
-    return start_of({"start_date": text})
+    return parse_datetime(text)
