@@ -17,8 +17,8 @@ class Window:
     """
     The span ``[start, end)``.
 
-    :param start: its first moment, in UTC.
-    :param end: the moment after its last, in UTC.
+    :param start: the first datetime in it, in UTC.
+    :param end: the first datetime after it, in UTC.
     """
 
     start: pendulum.DateTime
@@ -30,34 +30,23 @@ class Window:
 
 def resolve(context: Mapping[str, Any], *, start: Any, end: Any, lookback: timedelta) -> Window:
     """
-    Find the window of a run.
+    Return the window of a run.
 
     ``start`` and ``end`` come first; without them, the run's data interval. Where that is empty or missing
     (cron schedules of Airflow 3, runs that are triggered), it is the time since the last successful run, up
-    to the moment from which this one was due, or the lookback alone where there was no such run. A scheduled
+    to the datetime from which this one was due, or the lookback alone where there was no such run. A scheduled
     run also begins no later than where the last successful one ended, so that a pause leaves no gap.
 
     :param context: the task's context.
-    :param start: a moment, or its text (ISO 8601, UTC where no zone is given); nothing for the default.
+    :param start: a datetime, or its text (ISO 8601, UTC where no zone is given); nothing for the default.
     :param end: likewise.
     :param lookback: how much earlier the window begins, because calls appear late.
-    :raises AmplemarketConfigurationError: when a moment cannot be read, the start is after the end, or the window
+    :raises AmplemarketConfigurationError: when a datetime cannot be read, the start is after the end, or the window
         would be empty.
     """
-    run = context["dag_run"]
-    interval = _moment(context.get("data_interval_start")), _moment(context.get("data_interval_end"))
-    has_interval = interval[0] is not None and interval[1] is not None and interval[0] < interval[1]
-    last = _read("end", end)
-    if last is None:
-        due = _moment(getattr(run, "run_after", None)) or interval[1] or pendulum.now("UTC")
-        last = interval[1] if has_interval and interval[1] else due
-    first = _read("start", start)
-    if first is None:
-        first = interval[0] if has_interval and interval[0] else last
-        is_scheduled = str(getattr(run.run_type, "value", run.run_type)) == "scheduled"
-        if is_scheduled or not has_interval:
-            previous = _moment(context.get("prev_data_interval_end_success"))
-            first = min(first, previous) if previous else first
+    interval = _data_interval(context)
+    last = _read("end", end) or _default_end(context, interval)
+    first = _read("start", start) or _default_start(context, interval, last)
     if first > last:
         raise AmplemarketConfigurationError(
             f"start={first.isoformat()} is after end={last.isoformat()}; change start or end, which default to the "
@@ -66,20 +55,49 @@ def resolve(context: Mapping[str, Any], *, start: Any, end: Any, lookback: timed
     try:
         window = Window(first - lookback, last)
     except OverflowError:
-        raise AmplemarketConfigurationError(f"lookback={lookback} before {first} is before the first year") from None
+        raise AmplemarketConfigurationError(
+            f"lookback={lookback} reaches from {first.isoformat()} to before the year 1; use a shorter one"
+        ) from None
     if window.start >= window.end:
         raise AmplemarketConfigurationError(f"The window {window} is empty; change start, end or lookback")
     return window
 
 
+def _data_interval(context: Mapping[str, Any]) -> Window | None:
+    """Return the run's data interval; None where it is empty or missing."""
+    start, end = _utc(context.get("data_interval_start")), _utc(context.get("data_interval_end"))
+    if start is None or end is None or start >= end:
+        return None
+    return Window(start, end)
+
+
+def _default_end(context: Mapping[str, Any], interval: Window | None) -> pendulum.DateTime:
+    """Return the end of the data interval, or the datetime from which the run was due."""
+    if interval:
+        return interval.end
+    run_after = getattr(context["dag_run"], "run_after", None)
+    return _utc(run_after) or _utc(context.get("data_interval_end")) or pendulum.now("UTC")
+
+
+def _default_start(context: Mapping[str, Any], interval: Window | None, last: pendulum.DateTime) -> pendulum.DateTime:
+    """Return the start of the data interval, or the end of the last successful run where that has to follow on."""
+    run_type = context["dag_run"].run_type
+    is_scheduled = str(getattr(run_type, "value", run_type)) == "scheduled"
+    first = interval.start if interval else last
+    if interval and not is_scheduled:
+        return first
+    return min(first, _utc(context.get("prev_data_interval_end_success")) or first)
+
+
 def _read(name: str, value: Any) -> pendulum.DateTime | None:
-    # A template of nothing renders as the text "None".
-    if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
+    """Return the value of a setting in UTC; None for nothing."""
+    given = value.strip() if isinstance(value, str) else value
+    if given in (None, "", "None"):  # a template of nothing renders as the text "None"
         return None
     try:
-        moment = pendulum.parse(value.strip()) if isinstance(value, str) else pendulum.instance(value)
-        if isinstance(moment, pendulum.DateTime):
-            return moment.in_timezone("UTC")
+        parsed = pendulum.parse(given) if isinstance(given, str) else pendulum.instance(given)
+        if isinstance(parsed, pendulum.DateTime):
+            return parsed.in_timezone("UTC")
     except (AttributeError, IndexError, TypeError, ValueError, OverflowError):
         pass
     raise AmplemarketConfigurationError(
@@ -87,6 +105,6 @@ def _read(name: str, value: Any) -> pendulum.DateTime | None:
     )
 
 
-def _moment(value: datetime | None) -> pendulum.DateTime | None:
+def _utc(value: datetime | None) -> pendulum.DateTime | None:
     # Airflow gives some of these as lazy proxies, which are never "None" but false.
     return pendulum.instance(value).in_timezone("UTC") if value else None
