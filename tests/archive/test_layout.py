@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_amplemarket.archive.layout import DEFAULT_KEY, FIELDS, Layout, Place
+from airflow_provider_amplemarket.archive.layout import DEFAULT_KEY, Layout, Place
+from airflow_provider_amplemarket.archive.template import FIELDS
 from airflow_provider_amplemarket.calls import Call
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError
 
@@ -122,11 +123,11 @@ def test_a_call_without_a_plain_id_has_no_place(call_id: object) -> None:
         ("{{id}}.mp3", r"must contain \{id\}"),
         ("{id", "expected '}'"),
         ("id}", "Single '}'"),
-        ("{}/{id}", "is no field of a call"),
-        ("{0}/{id}", "is no field of a call"),
-        ("{transcript}/{id}", "is no field of a call"),
-        ("{id.__class__}/{id}", "is no field of a call"),
-        ("{from[0]}/{id}", "is no field of a call"),
+        ("{}/{id}", "is not a field of a call"),
+        ("{0}/{id}", "is not a field of a call"),
+        ("{transcript}/{id}", "is not a field of a call"),
+        ("{id.__class__}/{id}", "is not a field of a call"),
+        ("{from[0]}/{id}", "is not a field of a call"),
         ("{id!r}", "only start_date takes a format"),
         ("{start_date!s}/{id}", "only start_date takes a format"),
         ("{id:>9}", "only start_date takes a format"),
@@ -140,15 +141,15 @@ def test_a_call_without_a_plain_id_has_no_place(call_id: object) -> None:
         ("{id}/{user_id}{id}", r"; write \{user_id\}/\{id\}$"),
         ("{id}.json", "the sidecars"),
         ("{id}.JSON", "the sidecars"),
-        ("/{id}.mp3", "no relative path"),
-        ("a//{id}.mp3", "no relative path"),
-        ("a/./{id}.mp3", "no relative path"),
-        ("../{id}.mp3", "no relative path"),
-        ("{id}/", "no relative path"),
-        ("s3://bucket/{id}.mp3", "no relative path"),
-        ("a\\{id}.mp3", "no relative path"),
-        ("a\n/{id}.mp3", "no relative path"),
-        ("{id}.mp3\n", "no relative path"),
+        ("/{id}.mp3", "not a relative path"),
+        ("a//{id}.mp3", "not a relative path"),
+        ("a/./{id}.mp3", "not a relative path"),
+        ("../{id}.mp3", "not a relative path"),
+        ("{id}/", "not a relative path"),
+        ("s3://bucket/{id}.mp3", "not a relative path"),
+        ("a\\{id}.mp3", "not a relative path"),
+        ("a\n/{id}.mp3", "not a relative path"),
+        ("{id}.mp3\n", "not a relative path"),
     ],
     ids=ascii,
 )
