@@ -34,7 +34,7 @@ test-matrix: .venv/ready  ## the wheel with each Airflow and Python, or with MEM
 
 test-stores: .stores/ready  ## the archive on rclone's S3, Azure and Google Cloud Storage, each an emulator
 	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs .stores/venv/bin/python -m pytest \
-	  -k "rclone or azurite or gcs" tests/archive/test_store.py tests/operators
+	  -k "rclone or azurite or gcs" tests/archive tests/operators
 
 bench: .venv/ready       ## measured side by side with the alternatives, into docs/benchmarks.md; takes ten minutes
 	@$(BIN)/python -m benchmarks

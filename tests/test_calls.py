@@ -1,4 +1,4 @@
-"""Rows of calls are untrusted: what is not plain, or no moment, is nothing."""
+"""Rows of calls are untrusted: what is not plain, or no datetime, is nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_amplemarket.calls import is_plain_id, start_of
+from airflow_provider_amplemarket.calls import is_plain_id, parse_datetime, start_of
 
 
 @pytest.mark.parametrize("value", ["a", "0190c5d8-0000-4000-8000-000000000000", "A_b-9", "-", "x" * 128])
@@ -45,7 +45,7 @@ def test_what_is_no_text_is_no_plain_id(value: object) -> None:
 )
 def test_the_start_is_read_in_utc(text: str, start: str) -> None:
     found = start_of({"start_date": text})
-    assert found == pendulum.parse(start)
+    assert found == parse_datetime(text) == pendulum.parse(start)
     assert found.timezone_name == "UTC"
 
 
@@ -73,12 +73,13 @@ def test_the_start_is_read_in_utc(text: str, start: str) -> None:
     ],
     ids=ascii,
 )
-def test_what_is_no_moment_is_no_start(value: Any) -> None:
+def test_what_is_no_datetime_is_no_start(value: Any) -> None:
     assert start_of({"start_date": value}) is None
+    assert parse_datetime(value) is None
 
 
 @pytest.mark.parametrize("text", ["now", "12:30", "T12"])
-def test_what_changes_with_the_present_moment_is_no_start(text: str) -> None:
+def test_what_changes_with_the_present_time_is_no_start(text: str) -> None:
     assert start_of({"start_date": text}) is None
 
 

@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from airflow_provider_amplemarket.exceptions import ArchiveError
+
+#: Folder in a local archive where files lie until they are whole.
+STAGING = ".staging"
+
 _LOCK = ".amplemarket-staging.lock"
 
 
@@ -34,10 +39,26 @@ def staging(parent: Path) -> Iterator[Path]:
             parent.rmdir()
 
 
+def temporary_parent() -> Path:
+    """
+    Return a folder below the system's temporary one that belongs to this user alone.
+
+    :raises ArchiveError: when another user has it.
+    """
+    parent = Path(tempfile.gettempdir()) / f"airflow-provider-amplemarket-{os.getuid()}"
+    # Another task that ends may remove it at any time; staging() makes it again.
+    with suppress(FileExistsError):
+        parent.mkdir(mode=0o700)
+    with suppress(FileNotFoundError):
+        if parent.stat().st_uid != os.getuid():
+            raise ArchiveError(f"{parent} belongs to another user; set TMPDIR to a folder of your own")
+    return parent
+
+
 def _make(parent: Path) -> tuple[Path, int]:
     while True:
         parent.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):  # and not exist_ok, which minds that it is gone again a moment later
+        with suppress(FileExistsError):  # and not exist_ok, which minds that it is gone again at once
             parent.mkdir()
         with suppress(FileNotFoundError):  # a sweep, or another task's end, was quicker
             directory = Path(tempfile.mkdtemp(dir=parent))

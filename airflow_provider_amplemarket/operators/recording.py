@@ -247,7 +247,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         named = self._named_calls(memory)
         settings = self.hook.settings
         limit = RateLimit(settings.limit, settings.period)
-        self._archive = archive = Archive(self.path, _text(self.storage_conn_id), Layout(self.key))
+        self._archive = archive = Archive(self.path, conn_id=_text(self.storage_conn_id), layout=Layout(self.key))
         attempt = Attempt.of(context)
         decider = self._decider(context, attempt, insists=named is not None)
         started_at = earlier.get("started_at") or pendulum.instance(context["ti"].start_date).isoformat()
@@ -538,17 +538,8 @@ class _Pause:
 
 def _items(calls: Mapping[str, Call], archive: Archive) -> list[Item]:
     """Read the archive for the calls: at their places, and where they lie if their date was not known then."""
-    layout = archive.layout
-    places = {call_id: layout.place(call) for call_id, call in calls.items()}
-    entries = archive.entries(places.values())
-    items = {call_id: Item(call, entries[places[call_id].audio]) for call_id, call in calls.items()}
-    absent = [item for item in items.values() if not item.entry.is_settled]
-    undated = archive.entries(layout.undated(item.call) for item in absent)
-    for item in absent:
-        entry = undated[layout.undated(item.call).audio]
-        if entry.is_settled:
-            items[item.call_id] = Item(item.call, entry)
-    return list(items.values())
+    entries = archive.find(calls.values())
+    return [Item(call, entries[call_id]) for call_id, call in calls.items()]
 
 
 def _row(item: Item, status: str, archive: Archive) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from queue import Empty, SimpleQueue
 import pendulum
 
 from airflow_provider_amplemarket.api.download import Recording
-from airflow_provider_amplemarket.archive.store import Archive, Digest, Entry
+from airflow_provider_amplemarket.archive.digest import Digest
+from airflow_provider_amplemarket.archive.store import Archive, Entry
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveError,

@@ -42,12 +42,12 @@ def test_results_come_in_the_order_of_the_items(threads: int) -> None:
         time.sleep(0.001 * (number % 3))
         return number * number
 
-    assert each(square, range(40), threads=threads, patience=60, check=never) == [n * n for n in range(40)]
+    assert each(square, range(40), threads=threads, timeout=60, check=never) == [n * n for n in range(40)]
 
 
 def test_nothing_needs_no_thread() -> None:
     before = threading.active_count()
-    assert each(hang, [], threads=4, patience=60, check=never) == []
+    assert each(hang, [], threads=4, timeout=60, check=never) == []
     assert threading.active_count() == before
 
 
@@ -62,7 +62,7 @@ def test_no_more_run_at_once_than_may() -> None:
         with lock:
             now[0] -= 1
 
-    each(work, range(30), threads=3, patience=60, check=never)
+    each(work, range(30), threads=3, timeout=60, check=never)
     assert most == [3]
 
 
@@ -76,7 +76,7 @@ def test_an_error_is_raised_and_the_rest_is_left() -> None:
         hang(number)
 
     with pytest.raises(ValueError, match="mine"):
-        each(work, range(10), threads=2, patience=60, check=never)
+        each(work, range(10), threads=2, timeout=60, check=never)
     # The thread that failed may have taken one more before it was known.
     assert begun[:2] == [0, 1]
     assert len(begun) <= 3
@@ -84,20 +84,20 @@ def test_an_error_is_raised_and_the_rest_is_left() -> None:
 
 def test_an_index_error_of_the_function_is_no_end_of_the_work() -> None:
     with pytest.raises(IndexError):
-        each(lambda number: [][number], [3], threads=1, patience=60, check=never)
+        each(lambda number: [][number], [3], threads=1, timeout=60, check=never)
 
 
 def test_a_check_ends_the_waiting() -> None:
     begin = time.monotonic()
     with pytest.raises(Stop):
-        each(hang, range(10), threads=2, patience=60, check=stop_after(2))
+        each(hang, range(10), threads=2, timeout=60, check=stop_after(2))
     assert time.monotonic() - begin < 10
 
 
-def test_patience_begins_anew_with_each_result() -> None:
-    each(lambda _: time.sleep(0.3), range(6), threads=1, patience=1.5, check=never)
-    with pytest.raises(TimeoutError, match="no answer within 1 s"):
-        each(hang, [None], threads=1, patience=1, check=never)
+def test_the_timeout_begins_anew_with_each_result() -> None:
+    each(lambda _: time.sleep(0.3), range(6), threads=1, timeout=1.5, check=never)
+    with pytest.raises(TimeoutError, match="no result within 1 s"):
+        each(hang, [None], threads=1, timeout=1, check=never)
 
 
 def test_what_hangs_does_not_keep_the_process() -> None:
@@ -105,7 +105,7 @@ def test_what_hangs_does_not_keep_the_process() -> None:
 import time
 from airflow_provider_amplemarket.archive.background import each
 try:
-    each(lambda _: time.sleep(600), [None], threads=1, patience=1, check=lambda: None)
+    each(lambda _: time.sleep(600), [None], threads=1, timeout=1, check=lambda: None)
 except TimeoutError:
     print("over", flush=True)
 """

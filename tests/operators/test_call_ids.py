@@ -24,13 +24,13 @@ class Questions:
     def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         self._bench = bench
         self._folders: list[str] = []
-        list_folder = Archive._list
+        list_folder = Archive.list_sizes
 
         def counted(archive: Archive, folder: str) -> dict[str, int]:
             self._folders.append(folder)
             return list_folder(archive, folder)
 
-        monkeypatch.setattr(Archive, "_list", counted)
+        monkeypatch.setattr(Archive, "list_sizes", counted)
 
     @property
     def pages(self) -> int:

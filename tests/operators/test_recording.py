@@ -20,6 +20,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 
 from airflow_provider_amplemarket.archive import staging as staging_module
 from airflow_provider_amplemarket.archive import store as archive_module
+from airflow_provider_amplemarket.archive import upload
+from airflow_provider_amplemarket.archive.digest import Digest
 from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
@@ -934,10 +936,10 @@ class TestReconciliation:
         bench.audio(row).parent.mkdir(parents=True)
         bench.audio(row).write_bytes(sandbox.recording("one"))
 
-        def refuse(self: archive_module.Archive, key: str) -> archive_module.Digest:
+        def refuse(self: archive_module.Archive, key: str) -> Digest:
             raise OSError("InvalidObjectState")
 
-        monkeypatch.setattr(archive_module.Archive, "_read", refuse)
+        monkeypatch.setattr(archive_module.Archive, "_read_digest", refuse)
         outcome = bench.run("monday").ok
         assert sorted(outcome.asked) == ["one", "two"]
         assert outcome.counts() == {"stored": 2}
@@ -1057,11 +1059,11 @@ class TestReconciliation:
     def test_staging_is_gone_whatever_happens(self, bench: Bench) -> None:
         bench.start(*calls(3), call("x--cut"), call("y--unauthorized", 1))
         bench.run()
-        assert not (bench.root / archive_module.STAGING).exists()
+        assert not (bench.root / staging_module.STAGING).exists()
 
     def test_staging_of_a_killed_task_is_swept(self, bench: Bench) -> None:
         bench.start(*calls(1))
-        dead = bench.root / archive_module.STAGING / "tmpdead"
+        dead = bench.root / staging_module.STAGING / "tmpdead"
         dead.mkdir(parents=True)
         (dead / staging_module._LOCK).touch()
         (dead / "call-000.part").write_bytes(b"half of it")
@@ -1070,7 +1072,7 @@ class TestReconciliation:
 
     def test_staging_files_are_not_taken_for_recordings(self, bench: Bench) -> None:
         bench.start(call("one"))
-        staging = bench.root / archive_module.STAGING / "tmplive"
+        staging = bench.root / staging_module.STAGING / "tmplive"
         staging.mkdir(parents=True)
         (staging / "gone.part").write_bytes(b"ID3 half of it")
         outcome = bench.run(call_ids=["gone"], key="{user_id}/{direction}/{id}.part").ok
@@ -1165,12 +1167,12 @@ class TestUntrusted:
         ({"select": None}, "select must be callable"),
         ({"key": ""}, "key='' cannot be used"),
         ({"key": "{start_date}.mp3"}, "must contain {id}"),
-        ({"key": "{nme}/{id}.mp3"}, "{nme} is no field"),
-        ({"key": "../{id}.mp3"}, "no relative path"),
-        ({"key": "/{id}.mp3"}, "no relative path"),
+        ({"key": "{nme}/{id}.mp3"}, "{nme} is not a field"),
+        ({"key": "../{id}.mp3"}, "not a relative path"),
+        ({"key": "/{id}.mp3"}, "not a relative path"),
         ({"key": "{id}.json"}, "sidecars"),
         ({"key": "{id!r}"}, "only start_date takes a format"),
-        ({"key": "{id.__class__}"}, "is no field"),
+        ({"key": "{id.__class__}"}, "is not a field"),
         ({"key": "{id"}, "cannot be used"),
         ({"key": None}, "cannot be used"),
     ],
@@ -1258,7 +1260,7 @@ class TestKill:
             assert isinstance(end(), Exception)
             assert len(bench.sandbox.recording_requests()) <= 3
             assert [name for name in bench.files() if name.endswith(".mp3")] == []
-            assert not (bench.root / archive_module.STAGING).exists()
+            assert not (bench.root / staging_module.STAGING).exists()
 
     def test_kill_ends_the_sleep_for_the_quota(self, bench: Bench) -> None:
         bench.start(*calls(5), limit=2, period=8.0)
@@ -1430,7 +1432,7 @@ class TestInAirflow:
         assert time.monotonic() - started < 60  # and not an hour; Airflow itself needs most of it on a busy machine
         assert run.state == "failed"
         assert len(bench.sandbox.recording_requests()) == 2
-        assert not (bench.root / archive_module.STAGING).exists()
+        assert not (bench.root / staging_module.STAGING).exists()
 
     def test_archive_in_a_cloud(
         self, bench: Bench, airflow: RealAirflow, cloud: Store, monkeypatch: pytest.MonkeyPatch
@@ -1440,14 +1442,14 @@ class TestInAirflow:
         folder = f"run-{time.time_ns()}"
         root, conn_id = cloud.apart
         root += f"/{folder}"
-        put, failures = archive_module.Archive._put, ["first", "second"]
+        put, failures = upload.put, ["first", "second"]
 
         def fail_twice(archive: archive_module.Archive, local: Path, key: str, *options: Any) -> None:
             if key.endswith(".mp3") and failures:
                 raise OSError(failures.pop())
             put(archive, local, key, *options)
 
-        monkeypatch.setattr(archive_module.Archive, "_put", fail_twice)
+        monkeypatch.setattr(upload, "put", fail_twice)
         body = f"Archive(task_id='archive', path={root!r}, storage_conn_id={conn_id!r})"
         run = airflow.test(body)
         assert run.state == "success"
@@ -1455,7 +1457,7 @@ class TestInAirflow:
             place = Layout().place(row)
             assert cloud.head(f"{folder}/{place.audio}") == (len(bench.sandbox.recording(row["id"])), "audio/mpeg")
             assert cloud.head(f"{folder}/{place.sidecar}")[1] == "application/json"
-            digest = archive_module.Archive(root, conn_id).digest(place.audio)
+            digest = archive_module.Archive(root, conn_id=conn_id).digest(place.audio)
             assert digest.sha256 == bench.sandbox.recording_sha256(row["id"])
             assert digest.is_whole
         assert bench.sandbox.most_in_any_period() <= 6

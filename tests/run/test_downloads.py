@@ -15,7 +15,8 @@ import pendulum
 import pytest
 
 from airflow_provider_amplemarket.api.download import Recording
-from airflow_provider_amplemarket.archive.store import STAGING, Archive, Entry
+from airflow_provider_amplemarket.archive.staging import STAGING
+from airflow_provider_amplemarket.archive.store import Archive, Entry
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConnectionError,
@@ -422,8 +423,10 @@ def test_permits_that_come_late_are_not_spent_on_what_another_task_archived_mean
     second.ledger.clock = lambda: time.time() + 60
     first.run()
     listed: list[str] = []
-    list_folder = Archive._list
-    monkeypatch.setattr(Archive, "_list", lambda self, folder: (listed.append(folder), list_folder(self, folder))[1])
+    list_folder = Archive.list_sizes
+    monkeypatch.setattr(
+        Archive, "list_sizes", lambda self, folder: (listed.append(folder), list_folder(self, folder))[1]
+    )
     second.run()
     assert len(first.hook.asked) == 20
     assert sorted(second.hook.asked) == [f"c{number:02}" for number in range(20, 35)]
@@ -444,7 +447,7 @@ def test_permits_for_which_nothing_is_left_are_given_back(tmp_path: Path) -> Non
 
 def test_permits_that_come_soon_cost_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(tmp_path, 20)
-    monkeypatch.setattr(Archive, "_list", lambda self, folder: pytest.fail("listed"))
+    monkeypatch.setattr(Archive, "list_sizes", lambda self, folder: pytest.fail("listed"))
     case.run()
     assert len(case.ids(STORED)) == 20
 

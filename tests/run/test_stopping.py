@@ -19,7 +19,8 @@ from types import FrameType
 
 import pytest
 
-from airflow_provider_amplemarket.archive.store import STAGING, Archive, Entry
+from airflow_provider_amplemarket.archive.staging import STAGING
+from airflow_provider_amplemarket.archive.store import Archive, Entry
 from airflow_provider_amplemarket.exceptions import AmplemarketError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.rate import Permit, RateLimit, Report

@@ -21,7 +21,7 @@ MONTH = timedelta(days=30)
 
 
 class LazyNothing:
-    """What Airflow gives for a moment that there is none of: not None, but false."""
+    """What Airflow gives for a datetime that there is none of: not None, but false."""
 
     def __bool__(self) -> bool:
         return False
@@ -105,7 +105,7 @@ def test_a_run_that_does_not_know_when_it_was_due_takes_the_end_of_its_empty_int
     assert window(context((DAY, DAY), run_after=None), lookback=MONTH) == Window(DAY - MONTH, DAY)
 
 
-def test_a_run_that_knows_no_moment_at_all_looks_up_to_now() -> None:
+def test_a_run_that_knows_no_datetime_at_all_looks_up_to_now() -> None:
     before = pendulum.now("UTC")
     found = window({"dag_run": SimpleNamespace(run_type="manual")}, lookback=MONTH)
     assert before <= found.end <= pendulum.now("UTC")
@@ -148,7 +148,7 @@ def test_end_alone_without_interval_looks_back_from_there() -> None:
     ],
     ids=str,
 )
-def test_a_moment_may_be_given_in_many_ways(start: Any) -> None:
+def test_a_datetime_may_be_given_in_many_ways(start: Any) -> None:
     assert window(context(None), start=start, end=NEXT_DAY) == Window(DAY, NEXT_DAY)
 
 
@@ -178,7 +178,7 @@ def test_a_template_of_nothing_is_nothing(nothing: str | None) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_moment_is_refused_by_name(name: str, value: Any) -> None:
+def test_what_is_no_datetime_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(
         AmplemarketConfigurationError,
         match=f"^{name}=.* is not a valid datetime; use ISO 8601, e.g. 2026-11-20T00:00:00Z$",
@@ -218,15 +218,15 @@ def test_a_lookback_before_all_time_is_refused_or_ends_there(lookback: timedelta
     assert found.end == NEXT_DAY
 
 
-moments = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+datetimes = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
 
 
 @settings(deadline=None)
 @given(
-    st.one_of(st.none(), st.tuples(moments, moments)),
+    st.one_of(st.none(), st.tuples(datetimes, datetimes)),
     st.sampled_from(["scheduled", "manual", "backfill"]),
-    moments,
-    st.one_of(st.none(), moments),
+    datetimes,
+    st.one_of(st.none(), datetimes),
     st.timedeltas(NOTHING, MONTH),
 )
 def test_of_the_run_s_own_interval_nothing_is_left_out(
