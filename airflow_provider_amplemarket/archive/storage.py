@@ -1,12 +1,12 @@
-"""Open the storage that a path and a connection name, or say what to change."""
+"""Open the storage that a path and a connection name; an error says which setting to change."""
 
 from __future__ import annotations
 
 import importlib.util
-import time
 from contextlib import suppress
 from urllib.parse import urlsplit
 
+import tenacity
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
 
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ConnectionNotDefinedError
@@ -26,9 +26,7 @@ _EXTRAS = {
 }
 _LOCAL = ("file", "local")
 
-#: Pauses in seconds before "there is no such connection" is asked for once more: Airflow 3 gives the same answer
-#: when its API server merely had a hiccup.
-_PAUSES = (0.5, 1.0)
+_ATTEMPTS = 3
 
 
 def open_storage(path: str, conn_id: str | None = None) -> ObjectStoragePath:
@@ -63,18 +61,21 @@ def open_storage(path: str, conn_id: str | None = None) -> ObjectStoragePath:
 def _check_connection(path: str, conn_id: str | None, named: str) -> None:
     """Look for the connection here: some of Airflow's file systems go on without it, and are refused later."""
     wanted = conn_id or named
-    for pause in (*_PAUSES, None):
-        try:
-            BaseHook.get_connection(wanted)
-            return
-        except AirflowNotFoundException:
-            if pause is not None:
-                time.sleep(pause)
-    where = f"storage_conn_id={conn_id!r}" if conn_id else f"path={path!r}"
-    raise ConnectionNotDefinedError(
-        f"{where} names the connection {wanted!r}, which is not there: make it in Airflow's UI or with "
-        f"`airflow connections add {wanted}`, or name another"
+    # Airflow 3 says that there is no such connection also when its API server merely had a hiccup.
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(AirflowNotFoundException),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=0.5),
+        reraise=True,
     )
+    try:
+        retrying(BaseHook.get_connection, wanted)
+    except AirflowNotFoundException:
+        where = f"storage_conn_id={conn_id!r}" if conn_id else f"path={path!r}"
+        raise ConnectionNotDefinedError(
+            f"{where} names the connection {wanted!r}, which is not there: make it in Airflow's UI or with "
+            f"`airflow connections add {wanted}`, or name another"
+        ) from None
 
 
 def _reason(scheme: str, error: Exception) -> str:

@@ -8,8 +8,8 @@ import traceback
 from pathlib import Path
 
 import pytest
+import tenacity
 
-from airflow_provider_amplemarket.archive import storage as module
 from airflow_provider_amplemarket.archive.storage import open_storage
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError
 
@@ -20,7 +20,7 @@ AWS = json.dumps({"conn_type": "aws", "login": "AKIAEXAMPLE", "password": "secre
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses, which are not made."""
     made: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", made.append)
+    monkeypatch.setattr(tenacity.nap.time, "sleep", made.append)
     return made
 
 
@@ -99,7 +99,7 @@ def test_connection_that_airflow_finds_only_when_asked_again_is_taken(
     def come(_: float) -> None:
         monkeypatch.setenv("AIRFLOW_CONN_AWS_LATE", AWS)
 
-    monkeypatch.setattr(module.time, "sleep", come)
+    monkeypatch.setattr(tenacity.nap.time, "sleep", come)
     assert open_storage("s3://aws_late@bucket/x").fs.protocol[0] == "s3"
 
 
