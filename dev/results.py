@@ -15,19 +15,20 @@ from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.quota.ledger import variable_name
 from airflow_provider_amplemarket.quota.rate import LedgerState, RateLimit
-from airflow_provider_amplemarket.run.records import requests_of
+from dev.home import CONN_ID
 
 
-def main(dag_id: str, conn_id: str, limit: RateLimit, archive: Path) -> None:
+def main(dag_id: str, limit: RateLimit, archive: Path) -> None:
     """Print the result, the summary, and how many permits were spent."""
     with create_session() as session:
         newest = select(DagRun.run_id).where(DagRun.dag_id == dag_id).order_by(DagRun.id.desc()).limit(1)
         run_id = session.scalar(newest)
         rows = session.scalars(select(XComModel).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id))
         values = {row.key: XComModel.deserialize_value(row) for row in rows}
-    text = Variable.get(variable_name(conn_id), default_var=None)
+    text = Variable.get(variable_name(CONN_ID), default_var=None)
     state = LedgerState.load(text) if text else LedgerState()
     spent = count_spent(state, archive, limit, conn_id=conn_id, now=time.time())
     print(json.dumps({"result": values["return_value"], "summary": values["summary"], "spent": spent}))
@@ -51,8 +52,9 @@ def _requests(sidecar: Path) -> Iterator[tuple[str, float]]:
     except (OSError, ValueError):  # one that is being written
         return
     if isinstance(record, Mapping):
-        yield from ((permit, moment.timestamp()) for permit, moment in requests_of(record, conn_id) if permit)
+        requests = Sidecar.load(record).known_requests(CONN_ID)
+        yield from ((permit, answered_at.timestamp()) for permit, answered_at in requests if permit)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], RateLimit(int(sys.argv[3]), float(sys.argv[4])), Path(sys.argv[5]))
+    main(sys.argv[1], RateLimit(int(sys.argv[2]), float(sys.argv[3])), Path(sys.argv[4]))

@@ -5,60 +5,18 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
+from airflow_provider_amplemarket.archive.entry import Entry
 from airflow_provider_amplemarket.archive.layout import Layout, Place
 from airflow_provider_amplemarket.archive.objects import TIMEOUT, ObjectStore, archive_errors
+from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.archive.storage import open_storage
 from airflow_provider_amplemarket.archive.upload import publish
 from airflow_provider_amplemarket.archive.writecheck import check_writable
 from airflow_provider_amplemarket.calls import Call
-
-
-@dataclass(frozen=True)
-class Entry:
-    """
-    What lies in the archive for one call.
-
-    :param place: its keys.
-    :param size: size of the audio object in bytes; None where there is none.
-    :param record: what the sidecar says; None where there is none that can be read.
-    """
-
-    place: Place
-    size: int | None = None
-    record: Mapping[str, Any] | None = None
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether the recording is there, whole and committed."""
-        return (
-            self.record is not None
-            and self.record.get("status") == "stored"
-            and self.size is not None
-            and self.record.get("size") == self.size
-        )
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether there is nothing to do about it, ever: it is stored, or was removed for good."""
-        return self.is_stored or (self.record is not None and self.record.get("status") == "deleted")
-
-    @property
-    def is_uncommitted(self) -> bool:
-        """Whether the audio was published, which is always whole, but its writer died before the sidecar."""
-        record = self.record or {}
-        # What was there already when the sidecar was written is not what its writer published afterwards.
-        is_new = self.size != record.get("audio_size")
-        return (
-            bool(self.size)
-            and is_new
-            and record.get("status") in (None, "not_found", "failed", "given_up", "overwriting")
-        )
 
 
 class Archive(ObjectStore):
@@ -138,15 +96,15 @@ class Archive(ObjectStore):
         """
         publish(self, local, key, content_type)
 
-    def write_record(self, place: Place, record: Mapping[str, Any], directory: Path) -> None:
+    def write_sidecar(self, place: Place, sidecar: Sidecar, directory: Path) -> None:
         """
-        Write the sidecar, which commits what it says.
+        Write a sidecar, which commits what it says.
 
         :param directory: where to put the file until it is published.
         :raises ArchiveError: when the storage does not take it.
         """
         local = directory / f"{uuid.uuid4().hex}.json"
-        text = json.dumps(record, ensure_ascii=False, indent=2, default=str) + "\n"
+        text = json.dumps(sidecar.dump(), ensure_ascii=False, indent=2, default=str) + "\n"
         local.write_bytes(text.encode("utf-8", "backslashreplace"))  # half of a surrogate pair is no UTF-8
         self.publish(local, place.sidecar, "application/json")
         local.unlink(missing_ok=True)
@@ -158,14 +116,14 @@ class Archive(ObjectStore):
 
     def _entries(self, places: list[Place], sizes: Mapping[str, int]) -> dict[str, Entry]:
         present = [place.sidecar for place in places if place.sidecar in sizes]
-        records = dict(zip(present, self.wait_for_each(self._record, present, TIMEOUT), strict=True))
-        return {place.audio: Entry(place, sizes.get(place.audio), records.get(place.sidecar)) for place in places}
+        sidecars = dict(zip(present, self.wait_for_each(self._sidecar, present, TIMEOUT), strict=True))
+        return {place.audio: Entry(place, sizes.get(place.audio), sidecars.get(place.sidecar)) for place in places}
 
-    def _record(self, key: str) -> Mapping[str, Any] | None:
+    def _sidecar(self, key: str) -> Sidecar | None:
         """Return what a sidecar says; None where there is none that can be read."""
         with archive_errors(f"{self.uri(key)} could not be read"):
             try:
-                record = json.loads(self.fs.cat_file(self.full_name(key), **self.timeout_option(TIMEOUT)))
+                data = json.loads(self.fs.cat_file(self.full_name(key), **self.timeout_option(TIMEOUT)))
             except (FileNotFoundError, ValueError):
                 return None
-        return record if isinstance(record, dict) else None
+        return Sidecar.load(data) if isinstance(data, dict) else None

@@ -6,9 +6,7 @@ import json
 import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,10 @@ import pendulum
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_amplemarket.archive.layout import DEFAULT_KEY, Layout
+from airflow_provider_amplemarket.archive.recorder import Recorder
+from airflow_provider_amplemarket.archive.sidecar import Attempt
 from airflow_provider_amplemarket.archive.store import Archive
-from airflow_provider_amplemarket.calls import Call, is_plain_id, start_of
+from airflow_provider_amplemarket.calls import Call
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketConfigurationError,
     AmplemarketError,
@@ -32,36 +32,27 @@ from airflow_provider_amplemarket.interrupt import failing_when_interrupted
 from airflow_provider_amplemarket.pool import POOL_NAME
 from airflow_provider_amplemarket.quota.ledger import Ledger
 from airflow_provider_amplemarket.quota.rate import RateLimit
+from airflow_provider_amplemarket.run import report
+from airflow_provider_amplemarket.run.call_ids import is_nothing, read_call_ids
+from airflow_provider_amplemarket.run.clock import warn_of_skew
 from airflow_provider_amplemarket.run.downloads import Downloads
-from airflow_provider_amplemarket.run.plan import (
-    ALREADY_STORED,
-    EXTERNAL,
-    GIVEN_UP,
-    MISSING,
-    NOT_SELECTED,
-    STORED,
-    Attempt,
-    Item,
-    Plan,
-    decide,
-)
-from airflow_provider_amplemarket.run.records import MOST_SKEW, known_requests
-from airflow_provider_amplemarket.run.selection import NamedCalls, is_nothing, read_call_ids
-from airflow_provider_amplemarket.run.window import resolve
+from airflow_provider_amplemarket.run.known import known_requests
+from airflow_provider_amplemarket.run.named import NamedCalls
+from airflow_provider_amplemarket.run.plan import Plan
+from airflow_provider_amplemarket.run.planning import Planner
+from airflow_provider_amplemarket.run.rules import Rules
+from airflow_provider_amplemarket.run.waiting import Pause
+from airflow_provider_amplemarket.run.window import Window, resolve
 from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
-
-    from airflow_provider_amplemarket.api.settings import Settings
 
 #: Waits shorter than this many seconds, or than a quarter of the period, are slept in the worker: a trigger that
 #: fires at once can race the scheduler, which then fails a healthy task.
 SLEEP_BELOW = 60.0
 #: How much of the pace of the last burst is relied on: where the next one is faster, the permits should be there.
 RELIED_ON = 0.9
-#: Seconds by which this machine's clock may differ from the API's before that is worth a warning.
-CLOCK_TOLERANCE = 1.0
 
 #: What a parameter is that the DAG does not give, where None may be what a template or an XCom came to.
 _NOT_GIVEN: Any = object()
@@ -213,7 +204,7 @@ class AmplemarketRecordingOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Archive what is missing."""
         with failing_when_interrupted():
-            return self._run(context, {}, None)
+            return self._archive_calls(context, {}, None)
 
     def execute_complete(self, context: Context, event: Any = None, named: str | None = None) -> list[dict[str, Any]]:
         """
@@ -224,7 +215,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         ti = context["ti"]
         earlier = ti.xcom_pull(task_ids=ti.task_id, key="summary", map_indexes=ti.map_index)
         with failing_when_interrupted(event):
-            return self._run(context, earlier if isinstance(earlier, Mapping) else {}, named)
+            return self._archive_calls(context, earlier if isinstance(earlier, Mapping) else {}, named)
 
     def on_kill(self) -> None:
         """End what is under way, of the API and of the store; it runs in a signal's handler."""
@@ -234,7 +225,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         if self._archive is not None:
             self._archive.abort()
 
-    def _run(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
+    def _archive_calls(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
         try:
             return self._reconcile(context, earlier, memory)
         except ConnectionNotDefinedError:  # where Airflow's API server fails, it looks the same
@@ -243,74 +234,39 @@ class AmplemarketRecordingOperator(BaseOperator):
             raise AirflowFailException(str(error)) from error
 
     def _reconcile(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
+        """
+        Plan, download, and wait until nothing is pending any more.
+
+        :param earlier: the summary of this try before it waited; empty if it has not.
+        :param memory: what was found of the calls of ``call_ids`` before that.
+        """
         self._cancel = cancel = threading.Event()
-        named = self._named_calls(memory)
-        settings = self.hook.settings
-        limit = RateLimit(settings.limit, settings.period)
         self._archive = archive = Archive(self.path, conn_id=_text(self.storage_conn_id), layout=Layout(self.key))
-        attempt = Attempt.of(context)
-        decider = self._decider(context, attempt, insists=named is not None)
-        started_at = earlier.get("started_at") or pendulum.instance(context["ti"].start_date).isoformat()
-        permits = int(earlier.get("permits_spent", 0))
+        named = self._named_calls(memory)
+        rules = self._rules(context, insists=named is not None)
+        summary = {
+            "started_at": earlier.get("started_at") or pendulum.instance(context["ti"].start_date).isoformat(),
+            "permits_spent": int(earlier.get("permits_spent", 0)),
+        }
         is_first = not earlier
         while True:
-            plan = self._plan(context, archive, decider, named)
+            plan = self._plan(context, archive, rules, named)
             if is_first:
-                self._check_clock()
+                warn_of_skew(self.hook.clock_skew)
                 is_first = False
-            ledger = self._ledger(settings, limit, plan, cancel)
-            downloads = Downloads(
-                hook=self.hook,
-                archive=archive,
-                ledger=ledger,
-                attempt=attempt,
-                decide=decider,
-                concurrency=self.max_concurrency,
-                is_full=self.sidecar == "full",
-                give_up_after=self.give_up_after,
-                cancel=cancel,
-            )
-            busy: LedgerBusyError | None = None
+            downloads = self._downloads(plan, archive, rules, cancel)
             try:
-                self._download(plan, archive, downloads)
-            except LedgerBusyError as error:
-                busy = error
+                busy = _run_unless_busy(downloads)
             finally:
-                permits += downloads.requests
-                summary = {"started_at": started_at, **_summary(plan), "permits_spent": permits}
-                context["ti"].xcom_push(key="summary", value=summary)
-            if not plan.having(MISSING):
+                summary = self._push_summary(context, summary, downloads)
+            plan = downloads.plan
+            if not plan.left:
                 break
-            pause = _Pause.of_ledger(busy) if busy else _Pause.of_quota(plan, ledger, RELIED_ON * downloads.pace)
-            self._wait(context, plan, pause, ledger, summary, named)
-        self.log.info("Done: %s", json.dumps(summary))
-        if failures := plan.failures():
-            raise ArchiveIncompleteError(f"{len(failures)} recordings failed: {_list(failures)}")
-        return [_row(item, plan.statuses[item.call_id], archive) for item in plan.having(STORED, ALREADY_STORED)]
-
-    def _ledger(self, settings: Settings, limit: RateLimit, plan: Plan, cancel: threading.Event) -> Ledger:
-        """Open the ledger, with the requests of the last period that the sidecars tell of."""
-        now = time.time()
-        by_permit, others = known_requests(
-            plan.items.values(), self.amplemarket_conn_id, since=now - limit.hold, until=now + MOST_SKEW.total_seconds()
-        )
-        return Ledger(
-            conn_id=self.amplemarket_conn_id,
-            limit=limit,
-            answer_timeout=settings.deadline,
-            known_requests=by_permit,
-            anonymous_requests=others,
-            patience=SLEEP_BELOW if self.deferrable else math.inf,
-            cancelled=cancel.is_set,
-        )
-
-    def _download(self, plan: Plan, archive: Archive, downloads: Downloads) -> None:
-        """Ask for what is missing, as far as there are permits."""
-        if not self.overwrite:
-            downloads.adopt(plan)
-        if plan.having(MISSING):
-            archive.check_writable()
-            downloads.run(plan)
+            pause = (
+                Pause.of_ledger(busy) if busy else Pause.of_quota(plan, downloads.ledger, RELIED_ON * downloads.pace)
+            )
+            self._wait(context, plan, pause, downloads.ledger, summary, named)
+        return self._result(plan, archive, summary)
 
     def _named_calls(self, memory: str | None) -> NamedCalls | None:
         """Read ``call_ids``; None where the window's calls are wanted."""
@@ -321,33 +277,32 @@ class AmplemarketRecordingOperator(BaseOperator):
             named.remember(memory)
         return named
 
-    def _plan(
-        self, context: Context, archive: Archive, decider: Callable[[Item], str], named: NamedCalls | None
-    ) -> Plan:
-        """List the calls, choose the wanted ones, and see what the archive has of them."""
-        plan = Plan()
-        if named is None:
-            items = _items(self._of_window(context, plan), archive)
-        else:
-            self.log.info("Calls: the %d of call_ids", len(named.starts))
-            listing = self._go_on(self.hook.iter_calls())
-            items = named.find(archive, listing, lambda item: decider(item) == MISSING)
-            plan.others[EXTERNAL] += len(named.external)
-        for item in self._of_own_name(plan, items):
-            plan.set(item, decider(item))
-        self.log.info(
-            "Found %d wanted calls (%d external, %d not selected); %d recordings to ask for",
-            len(items),
-            plan.others[EXTERNAL],
-            plan.others[NOT_SELECTED],
-            len(plan.having(MISSING)),
+    def _rules(self, context: Context, *, insists: bool) -> Rules:
+        # Clearing a task gives it the tries that it has had, on top of its own; nothing else does.
+        is_cleared = context["ti"].max_tries > (self.retries or 0)
+        return Rules(
+            attempt=attempt_of(context),
+            overwrite=self.overwrite,
+            not_found_for=self.not_found_for,
+            give_up_after=self.give_up_after,
+            insists=insists or is_cleared,
         )
-        return plan
 
-    def _of_window(self, context: Context, plan: Plan) -> dict[str, Call]:
-        """List the calls of the run's window, and choose the wanted ones."""
-        plan.window = resolve(context, start=self.start, end=self.end, lookback=self.lookback)
-        self.log.info("Window of calls: %s", plan.window)
+    def _plan(self, context: Context, archive: Archive, rules: Rules, named: NamedCalls | None) -> Plan:
+        planner = Planner(
+            hook=self.hook,
+            archive=archive,
+            rules=rules,
+            select=self.select,
+            key=self.key,
+            check=self._check_told_to_stop,
+        )
+        if named is not None:
+            return planner.of_named(named)
+        return planner.of_window(self._window(context), _text(self.user_id))
+
+    def _window(self, context: Context) -> Window:
+        window = resolve(context, start=self.start, end=self.end, lookback=self.lookback)
         if self.not_found_for > self.lookback:
             self.log.warning(
                 "lookback=%s is shorter than not_found_for=%s: calls without recording may leave the window "
@@ -355,127 +310,64 @@ class AmplemarketRecordingOperator(BaseOperator):
                 self.lookback,
                 self.not_found_for,
             )
-        start, end, user_id = plan.window.start, plan.window.end, _text(self.user_id)
-        listing = self.hook.iter_calls(start=start, end=end, user_id=user_id)
-        wanted = self._select(plan, self._go_on(listing))
-        if user_id is not None and not (wanted or plan.hopeless or plan.others.total()):
-            others = sum(1 for _ in self._go_on(self.hook.iter_calls(start=start, end=end)))
-            if others:
-                self.log.warning(
-                    "Of the %d calls of the window that the API lists, none is of user_id=%r. Is that the user's id "
-                    "in Amplemarket?",
-                    others,
-                    user_id,
-                )
-        return wanted
+        return window
 
-    def _go_on(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Read a list until the task is told to stop."""
-        for call in calls:
-            self._check_told_to_stop()
-            yield call
-
-    def _check_told_to_stop(self) -> None:
-        if self._cancel is not None and self._cancel.is_set():
-            raise AmplemarketError("The task was told to stop")
-
-    def _select(self, plan: Plan, calls: Iterable[Call]) -> dict[str, Call]:
-        wanted = {}
-        for call in calls:
-            name = f"#{len(plan.hopeless) + plan.others[GIVEN_UP] + 1}: {call.get('id')!r:.100}"
-            if call.get("external") is True:
-                plan.others[EXTERNAL] += 1
-                continue
-            try:
-                is_selected = self.select(call)
-            except Exception as error:
-                self._leave_out(plan, name, call, f"select failed with {type(error).__name__}: {error}")
-                continue
-            if not is_selected:
-                plan.others[NOT_SELECTED] += 1
-            elif is_plain_id(call.get("id")):
-                wanted[call["id"]] = call
-            else:
-                self._leave_out(plan, name, call, "its id is not a plain token")
-        return wanted
-
-    def _of_own_name(self, plan: Plan, items: list[Item]) -> Iterator[Item]:
-        """Leave out calls whose recording would lie where another's does: one would replace the other."""
-        names = Counter(item.entry.place.audio for item in items)
-        for item in items:
-            audio = item.entry.place.audio
-            if names[audio] > 1 or (item.entry.record or {}).get("call_id") not in (None, item.call_id):
-                reason = f"key={self.key!r} gives it the name of another call, {audio}"
-                self._leave_out(plan, item.call_id, item.call, reason)
-            else:
-                yield item
-
-    def _leave_out(self, plan: Plan, name: str, call: Call, reason: str) -> None:
-        """Let a call that cannot be asked for fail the run, unless it is as old as calls that are given up."""
-        start = start_of(call)
-        is_young = start is not None and pendulum.now("UTC") - start < self.give_up_after
-        if is_young or self._names_calls:
-            plan.hopeless[name] = reason
-        else:
-            plan.others[GIVEN_UP] += 1
-            self.log.warning("Call %s cannot be archived, and is given up: %s", name, reason)
-
-    def _decider(self, context: Context, attempt: Attempt, *, insists: bool) -> Callable[[Item], str]:
-        """
-        Return what says of a call whether it is to be asked for.
-
-        :param insists: whether to ask again for what is final.
-        """
-        # Clearing a task gives it the tries that it has had, on top of its own; nothing else does.
-        is_cleared = context["ti"].max_tries > (self.retries or 0)
-        return lambda item: decide(
-            item,
-            attempt,
-            overwrite=self.overwrite,
-            not_found_for=self.not_found_for,
-            now=pendulum.now("UTC"),
-            insists=insists or is_cleared,
+    def _downloads(self, plan: Plan, archive: Archive, rules: Rules, cancel: threading.Event) -> Downloads:
+        ledger = self._ledger(plan, cancel)
+        recorder = Recorder(
+            attempt=rules.attempt,
+            conn_id=self.amplemarket_conn_id,
+            is_full=self.sidecar == "full",
+            hold=timedelta(seconds=ledger.limit.hold),
+        )
+        return Downloads(
+            plan,
+            hook=self.hook,
+            archive=archive,
+            ledger=ledger,
+            rules=rules,
+            recorder=recorder,
+            concurrency=self.max_concurrency,
+            cancel=cancel,
         )
 
-    def _check_clock(self) -> None:
-        """Warn of a clock that is wrong: the ledger's times are those of the workers' clocks."""
-        skew = self.hook.clock_skew
-        if abs(skew) <= CLOCK_TOLERANCE:
-            return
-        if skew > 0:
-            effect = "it takes permits that much too early, so that the API may refuse requests (429)"
-        else:
-            effect = "it waits that much too long, and workers with a right clock take its permits too early"
-        self.log.warning(
-            "The clock of this machine is %.0f s %s the API's, and the quota is kept by the workers' clocks: %s. "
-            "Set it by NTP.",
-            abs(skew),
-            "ahead of" if skew > 0 else "behind",
-            effect,
+    def _ledger(self, plan: Plan, cancel: threading.Event) -> Ledger:
+        """Open the ledger, with the requests of the last period that the sidecars tell of."""
+        settings = self.hook.settings
+        limit = RateLimit(settings.limit, settings.period)
+        by_permit, anonymous = known_requests(plan.items.values(), self.amplemarket_conn_id, hold=limit.hold)
+        return Ledger(
+            conn_id=self.amplemarket_conn_id,
+            limit=limit,
+            answer_timeout=settings.deadline,
+            known_requests=by_permit,
+            anonymous_requests=anonymous,
+            patience=SLEEP_BELOW if self.deferrable else math.inf,
+            cancelled=cancel.is_set,
         )
+
+    def _push_summary(self, context: Context, before: Mapping[str, Any], downloads: Downloads) -> dict[str, Any]:
+        spent = before["permits_spent"] + downloads.requests
+        summary = {"started_at": before["started_at"], **report.summary(downloads.plan), "permits_spent": spent}
+        context["ti"].xcom_push(key="summary", value=summary)
+        return summary
 
     def _wait(
         self,
         context: Context,
         plan: Plan,
-        pause: _Pause,
+        pause: Pause,
         ledger: Ledger,
-        summary: dict[str, Any],
+        summary: Mapping[str, Any],
         named: NamedCalls | None,
     ) -> None:
         """Wait until there can be permits: in the triggerer, or in the worker where the wait is short."""
         self._check_told_to_stop()
-        until = self._within_max_wait(plan, pause, summary["started_at"])
+        until = pause.within(self.max_wait, summary["started_at"], plan)
         is_short = until - ledger.clock() < min(SLEEP_BELOW, ledger.limit.period / 4)
         is_deferred = self.deferrable and not is_short
-        waiting = {"left": len(plan.having(MISSING)), "waiting_until": _iso(until), "waiting_for": pause.reason}
-        if pause.end is not None:
-            waiting["estimated_end"] = _iso(pause.end)
-        context["ti"].xcom_push(key="summary", value={**summary, **waiting})
-        where = "waiting in the triggerer" if is_deferred else "sleeping in the worker"
-        end = f", done at about {_time(pause.end)}" if pause.end is not None else ""
-        progress = f"{plan.progress()}, {pause.scarce} free again at {_time(until)}"
-        self.log.info("%s. %s: %s until then%s", progress, pause.reason, where, end)
+        context["ti"].xcom_push(key="summary", value={**summary, **pause.summary(plan, until)})
+        self.log.info("%s", pause.text(plan, until, is_deferred=is_deferred))
         if is_deferred:
             self.defer(
                 trigger=QuotaTrigger(until, f"{plan.progress()}. {pause.reason}"),
@@ -487,97 +379,39 @@ class AmplemarketRecordingOperator(BaseOperator):
             self._check_told_to_stop()
             time.sleep(min(seconds, 1.0))
 
-    def _within_max_wait(self, plan: Plan, pause: _Pause, started_at: str) -> float:
-        """Return when to come back; raise where there can be no permit within ``max_wait``."""
-        if self.max_wait is None:
-            return pause.until
-        deadline = datetime.fromisoformat(started_at).timestamp() + self.max_wait.total_seconds()
-        if pause.earliest > deadline:
-            reasons = {item.call_id: "no permit" for item in plan.having(MISSING)} | plan.failures()
-            raise ArchiveIncompleteError(
-                f"{pause.reason} for longer than max_wait={self.max_wait} allows; {len(reasons)} recordings "
-                f"are left for a retry or the next run: {_list(reasons)}"
-            )
-        return min(pause.until, deadline)
+    def _result(self, plan: Plan, archive: Archive, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+        self.log.info("Done: %s", json.dumps(summary))
+        if failures := plan.failures():
+            raise ArchiveIncompleteError(f"{len(failures)} recordings failed: {report.list_failures(failures)}")
+        return report.rows(plan, archive)
+
+    def _check_told_to_stop(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise AmplemarketError("The task was told to stop")
 
 
-@dataclass(frozen=True)
-class _Pause:
-    """
-    A wait.
-
-    :param scarce: what will be free again.
-    :param reason: why there are no permits.
-    :param earliest: when there can be permits again.
-    :param until: when it is worth to come back.
-    :param end: when all may be done; None where nobody knows.
-    """
-
-    scarce: str
-    reason: str
-    earliest: float
-    until: float
-    end: float | None = None
-
-    @classmethod
-    def of_quota(cls, plan: Plan, ledger: Ledger, pace: float) -> _Pause:
-        left, limit, free_times = len(plan.having(MISSING)), ledger.limit, ledger.free_times()
-        return cls(
-            scarce="quota",
-            reason=f"The quota of {limit.requests} in {limit.period:g} s is used up",
-            earliest=free_times[0],
-            until=limit.next_wakeup(free_times, left, pace),
-            end=limit.estimate_end(free_times, left),
-        )
-
-    @classmethod
-    def of_ledger(cls, busy: LedgerBusyError) -> _Pause:
-        until = max(busy.until, time.time() + 1.0)  # never a loop without a rest
-        return cls(scarce="ledger", reason=str(busy).rstrip("."), earliest=until, until=until)
+def attempt_of(context: Mapping[str, Any]) -> Attempt:
+    """Return who asks, from the task's context."""
+    ti = context["ti"]
+    return Attempt(
+        dag_id=ti.dag_id,
+        task_id=ti.task_id,
+        run_id=ti.run_id,
+        map_index=-1 if ti.map_index is None else ti.map_index,
+        max_tries=ti.max_tries,
+        try_number=ti.try_number,
+    )
 
 
-def _items(calls: Mapping[str, Call], archive: Archive) -> list[Item]:
-    """Read the archive for the calls: at their places, and where they lie if their date was not known then."""
-    entries = archive.find(calls.values())
-    return [Item(call, entries[call_id]) for call_id, call in calls.items()]
-
-
-def _row(item: Item, status: str, archive: Archive) -> dict[str, Any]:
-    record = item.entry.record or {}
-    return {
-        "call_id": item.call_id,
-        "uri": archive.uri(item.entry.place.audio),
-        "status": status,
-        "size": item.entry.size,
-        "sha256": record.get("sha256"),
-        "start_date": item.start.isoformat() if item.start else None,
-    }
-
-
-def _summary(plan: Plan) -> dict[str, Any]:
-    stored = plan.having(STORED)
-    return {
-        **plan.counts(),
-        "left": len(plan.having(MISSING)),
-        "window": [plan.window.start.isoformat(), plan.window.end.isoformat()] if plan.window else None,
-        "bytes": sum(item.entry.size or 0 for item in stored),
-    }
+def _run_unless_busy(downloads: Downloads) -> LedgerBusyError | None:
+    """Download as far as there are permits; return why others keep it from that, if they do."""
+    try:
+        downloads.prepare()
+        downloads.run()
+    except LedgerBusyError as error:
+        return error
+    return None
 
 
 def _text(value: object) -> str | None:
     return None if is_nothing(value) else str(value).strip()
-
-
-def _list(failures: Mapping[str, str], most: int = 20) -> str:
-    lines = [f"{call_id} ({reason})" for call_id, reason in list(failures.items())[:most]]
-    return "; ".join(lines) + (f"; and {len(failures) - most} more" if len(failures) > most else "")
-
-
-def _time(moment: float) -> str:
-    """Write a moment for the log: its time, and its date unless that is today."""
-    when, today = pendulum.from_timestamp(round(moment)), pendulum.now("UTC").date()
-    return when.format("HH:mm:ss [UTC]" if when.date() == today else "YYYY-MM-DD HH:mm:ss [UTC]")
-
-
-def _iso(moment: float) -> str:
-    return pendulum.from_timestamp(round(moment)).isoformat()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pendulum
 
 from airflow_provider_amplemarket.api.download import Recording
-from airflow_provider_amplemarket.archive.store import Archive, Entry
+from airflow_provider_amplemarket.archive.entry import Item
+from airflow_provider_amplemarket.archive.recorder import Recorder
+from airflow_provider_amplemarket.archive.sidecar import Sidecar, Status
+from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConnectionError,
@@ -21,60 +23,18 @@ from airflow_provider_amplemarket.exceptions import (
     AuthenticationError,
     InvalidRecordingError,
     RateLimitExceededError,
-    RecordingForbiddenError,
     RecordingNotFoundError,
     RecordingTooLargeError,
 )
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.rate import Permit
-from airflow_provider_amplemarket.run.breaker import CircuitBreaker, Request
-from airflow_provider_amplemarket.run.plan import FAILED, MISSING, NOT_FOUND, STORED, TOO_LARGE, Item
-from airflow_provider_amplemarket.run.records import Records
+from airflow_provider_amplemarket.run.breaker import Request
+from airflow_provider_amplemarket.run.judge import Judge
 
-#: So many requests in a row that come to nothing, and the rest is left for a retry: an outage should not eat the quota.
-#: That is exact where the API does not serve. Of recordings that do not come whole, or that the archive does not take,
-#: those under way have been asked for, too, where one was archived before.
-OUTAGE = 10
-#: So many recordings in a row refused with 403, and it is the API key that is refused.
-REFUSED = 3
-
-#: Kinds of failures: the API does not serve, the key is refused, and nothing comes of the request for whatever reason.
-_API, _KEY, _NOTHING = "API", "key", "nothing"
-_LIMITS = {_API: OUTAGE, _KEY: REFUSED, _NOTHING: OUTAGE}
-
-_STATUSES: dict[type[Exception], str] = {RecordingNotFoundError: NOT_FOUND, RecordingTooLargeError: TOO_LARGE}
-
-
-@dataclass(frozen=True)
-class Job:
-    """
-    A permit and what it is spent on.
-
-    :param directory: where the recording lies until it is published.
-    """
-
-    item: Item
-    permit: Permit
-    directory: Path
-
-    @property
-    def target(self) -> Path:
-        """The file to download to."""
-        return self.directory / f"{self.item.call_id}.part"
-
-
-@dataclass(frozen=True)
-class Sent:
-    """
-    A job whose request is sent.
-
-    :param request: the request, as it is counted.
-    :param requested_at: when it was sent.
-    """
-
-    job: Job
-    request: Request
-    requested_at: datetime
+_STATUSES: dict[type[Exception], Status] = {
+    RecordingNotFoundError: Status.NOT_FOUND,
+    RecordingTooLargeError: Status.TOO_LARGE,
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +44,7 @@ class Outcome:
 
     :param permit: the permit.
     :param item: the call, with what the archive has of it now.
-    :param status: its status; ``missing`` where nothing was learned of it.
+    :param status: its status; ``PENDING`` where nothing was learned of it.
     :param answered_at: when the answer arrived; None where none did.
     :param sent: whether the request was sent at all.
     :param error: what went wrong, if anything did.
@@ -93,210 +53,187 @@ class Outcome:
 
     permit: Permit
     item: Item
-    status: str
+    status: Status
     answered_at: float | None = None
     sent: bool = True
     error: Exception | None = None
     before: Item | None = None
 
 
+@dataclass(frozen=True)
+class _Job:
+    """
+    A request that is sent.
+
+    :param directory: where the recording lies until it is published.
+    """
+
+    item: Item
+    permit: Permit
+    directory: Path
+    request: Request
+    requested_at: datetime
+
+    @property
+    def target(self) -> Path:
+        """The file to download to."""
+        return self.directory / f"{self.item.call_id}.part"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fetcher:
     """
-    Download recordings and take them into the archive, in any number of threads; decide when that is pointless.
+    Download recordings and take them into the archive, in any number of threads.
 
     :param hook: asks the API.
     :param archive: takes the recordings.
-    :param records: makes the sidecars.
+    :param recorder: makes the sidecars.
+    :param judge: decides when that is pointless.
     :param clock: the time in seconds since the epoch, as the permits have it.
     :param cancel: once it is set, nothing is sent and nothing is written any more.
+    :param downloads: lets so many download at once; others publish meanwhile.
     """
 
-    def __init__(
-        self,
-        *,
-        hook: AmplemarketHook,
-        archive: Archive,
-        records: Records,
-        clock: Callable[[], float],
-        cancel: threading.Event,
-    ) -> None:
-        self._hook = hook
-        self._archive = archive
-        self._records = records
-        self._clock = clock
-        self._cancel = cancel
-        # Where one recording is refused, the others under way may be, too; where none was served yet, it is exact.
-        self._breaker = CircuitBreaker(_LIMITS, trusting=[_KEY, _NOTHING])
-        #: What makes going on pointless, if anything does.
-        self.fatal: Exception | None = None
-        #: Whether that may be the fault of the API or of the store, and not that of the recordings.
-        self.is_outage = False
+    hook: AmplemarketHook
+    archive: Archive
+    recorder: Recorder
+    judge: Judge
+    clock: Callable[[], float]
+    cancel: threading.Event
+    downloads: threading.Semaphore
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether no request is sent any more."""
-        return self._breaker.is_open
-
-    def stop(self, error: Exception | None = None, *, is_outage: bool = True) -> None:
+    def fetch(self, item: Item, permit: Permit, directory: Path) -> Outcome:
         """
-        Send nothing any more; what is under way goes on.
+        Spend a permit: ask for the recording, and archive it or put on record why not.
 
-        :param error: why; the first one given is the reason.
-        :param is_outage: whether that may be the fault of the API or of the store, and not that of the recordings.
+        What goes wrong with the request is put on record before the next one is sent, lest an outage eat them.
         """
-        if self.fatal is None and error is not None:
-            self.fatal = error
-            self.is_outage = is_outage
-        self._breaker.open()
-
-    def download(self, job: Job) -> tuple[Sent, Recording] | Outcome:
-        """Send the request; what goes wrong is put on record before the next one is sent, lest an outage eat them."""
-
-        def is_wanted() -> bool:
-            return not self._cancel.is_set() and self._clock() <= job.permit.use_before
-
-        request = self._breaker.enter(is_wanted)
-        if request is None:
-            return Outcome(job.permit, job.item, MISSING, sent=False)
-        sent = Sent(job, request, pendulum.now("UTC"))
-        try:
-            recording = self._hook.download_recording(
-                job.item.call_id,
-                job.target,
-                cancelled=self._cancel.is_set,
-                answered=lambda: request.succeeded(_API, _KEY),
-            )
-        except Exception as error:
+        with self.downloads:
+            request = self.judge.admit(lambda: self._is_wanted(permit))
+            if request is None:
+                return Outcome(permit, item, Status.PENDING, sent=False)
+            job = _Job(item, permit, directory, request, pendulum.now("UTC"))
             try:
-                return self._unserved(sent, error)
-            finally:
+                recording = self._download(job)
+            except Exception as error:
+                outcome = self._unserved(job, error)
                 request.decided()
-        request.succeeded(_API, _KEY)
-        return sent, recording
+                return outcome
+        try:
+            return self._publish(job, recording)
+        finally:
+            job.target.unlink(missing_ok=True)
+            request.decided()
 
-    def _unserved(self, sent: Sent, error: Exception) -> Outcome:
-        self._judge(sent.request, error)
+    def _is_wanted(self, permit: Permit) -> bool:
+        return not self.cancel.is_set() and self.clock() <= permit.use_before
+
+    def _download(self, job: _Job) -> Recording:
+        recording = self.hook.download_recording(
+            job.item.call_id,
+            job.target,
+            cancelled=self.cancel.is_set,
+            answered=lambda: self.judge.answered(job.request),
+        )
+        self.judge.answered(job.request)
+        return recording
+
+    def _unserved(self, job: _Job, error: Exception) -> Outcome:
+        if self.cancel.is_set():
+            self.judge.stop()
+        else:
+            self.judge.unserved(job.request, error)
         if isinstance(error, RateLimitExceededError | AuthenticationError):
-            return Outcome(sent.job.permit, sent.job.item, MISSING, self._clock(), error=error)
+            return Outcome(job.permit, job.item, Status.PENDING, self.clock(), error=error)
         # Where no answer came, the API may still count the request: the permit keeps its careful entry.
-        is_answer = isinstance(error, AmplemarketAPIError | InvalidRecordingError)
-        is_answer = is_answer and not isinstance(error, AmplemarketConnectionError)
-        return self._fail(sent, error, self._clock() if is_answer else None)
+        return self._fail(job, error, self.clock() if _is_answer(error) else None)
 
-    def publish(self, sent: Sent, recording: Recording) -> Outcome:
+    def _publish(self, job: _Job, recording: Recording) -> Outcome:
         """Take a recording into the archive."""
-        job = sent.job
         answered_at = recording.answered_at.timestamp()
         try:
             if job.item.entry.is_stored:
                 job = self._overwriting(job)
-            entry = self._store(job, recording)
-            sent.request.succeeded(_NOTHING)
+            item = self._store(job, recording)
         except Exception as error:
-            if not self._cancel.is_set():
-                self._count(sent.request, _NOTHING, error)
-            return self._fail(replace(sent, job=job), error, answered_at)
-        finally:
-            job.target.unlink(missing_ok=True)
-            sent.request.decided()
-        return Outcome(job.permit, Item(job.item.call, entry), STORED, answered_at)
+            if not self.cancel.is_set():
+                self.judge.unarchived(job.request, error)
+            return self._fail(job, error, answered_at)
+        self.judge.archived(job.request)
+        return Outcome(job.permit, item, Status.STORED, answered_at)
 
-    def _judge(self, request: Request, error: Exception) -> None:
-        """Count a request that failed, and decide whether to go on; before another one takes its place."""
-        if self._cancel.is_set():
-            self.stop()
-        elif isinstance(error, AuthenticationError):
-            self.stop(error, is_outage=False)
-        elif isinstance(error, RateLimitExceededError):
-            self.stop()
-        elif type(error) in _STATUSES:  # the API has no such recording to give, and says so
-            request.cleared(_NOTHING)
-        else:
-            self._count_failure(request, error)
-        if not _is_outage(error):
-            request.cleared(_API)
-
-    def _count_failure(self, request: Request, error: Exception) -> None:
-        if isinstance(error, RecordingForbiddenError):
-            self._count(request, _KEY, error)
-        elif _is_outage(error):
-            self._count(request, _API, error)
-        self._count(request, _NOTHING, error)
-
-    def _count(self, request: Request, kind: str, error: Exception) -> None:
-        if not request.failed(kind):
-            return
-        if kind == _KEY:
-            refused = AuthenticationError(
-                f"{REFUSED} requests for recordings in a row were refused, the last one with: {error}; "
-                f"check the API key in the password of connection {self._hook.amplemarket_conn_id!r}",
-                status=getattr(error, "status", None),
-            )
-            self.stop(refused, is_outage=False)
-        else:
-            in_a_row = AmplemarketError(f"{OUTAGE} requests in a row failed, the last one with: {error}")
-            self.stop(in_a_row, is_outage=_is_outage(error) or isinstance(error, ArchiveError | OSError))
-
-    def _fail(self, sent: Sent, error: Exception, answered_at: float | None) -> Outcome:
+    def _fail(self, job: _Job, error: Exception, answered_at: float | None) -> Outcome:
         """Put a failure on record; where the archive is what fails, stop the run instead."""
-        job = sent.job
-        if self._cancel.is_set():
-            return Outcome(job.permit, job.item, MISSING, answered_at)
-
-        def made(status: str, reason: Exception) -> Mapping[str, Any]:
-            return self._records.failed(job.item, status, reason, permit=job.permit, requested_at=sent.requested_at)
-
-        status = _STATUSES.get(type(error), FAILED)
-        record = made(status, error)
+        untold = Outcome(job.permit, job.item, Status.PENDING, answered_at)
+        if self.cancel.is_set():
+            return untold
+        status = _STATUSES.get(type(error), Status.FAILED)
         try:
-            if not isinstance(error, AmplemarketAPIError | InvalidRecordingError):
-                self._check_writable()
-            self._write_record(job, record)
+            sidecar = self._record_failure(job, status, error)
         except Exception as fault:
-            try:
-                self._check_writable()
-            except AmplemarketError:  # also when the task was told to stop
-                self.stop(fault)
-                return Outcome(job.permit, job.item, MISSING, answered_at, error=fault)
+            if not self._is_writable():  # also when the task was told to stop
+                self.judge.stop(fault)
+                return replace(untold, error=fault)
             # It is only this sidecar that cannot be written. Nobody would know why there is no recording: a failure.
-            self._count(sent.request, _NOTHING, fault)
+            self.judge.unarchived(job.request, fault)
             error = ArchiveError(f"{error}; and this could not be put on record: {fault}")
-            record = made(FAILED, error)
-        item = Item(job.item.call, Entry(job.item.entry.place, job.item.entry.size, record))
-        status = str((item.last_record or {})["status"])
-        return Outcome(job.permit, item, status, answered_at, error=error, before=job.item)
+            sidecar = self._failed(job, Status.FAILED, error)
+        item = job.item.with_sidecar(sidecar)
+        return replace(untold, item=item, status=item.last.status or status, error=error, before=job.item)
 
-    def _overwriting(self, job: Job) -> Job:
+    def _record_failure(self, job: _Job, status: Status, error: Exception) -> Sidecar:
+        sidecar = self._failed(job, status, error)
+        is_of_the_api = isinstance(error, AmplemarketAPIError | InvalidRecordingError)
+        if not is_of_the_api:
+            self._go_on()
+            self.archive.check_writable()
+        self._write(job, sidecar)
+        return sidecar
+
+    def _failed(self, job: _Job, status: Status, error: Exception) -> Sidecar:
+        return self.recorder.failed(job.item, status, error, permit=job.permit.id, requested_at=job.requested_at)
+
+    def _is_writable(self) -> bool:
+        try:
+            self._go_on()
+            self.archive.check_writable()
+        except AmplemarketError:
+            return False
+        return True
+
+    def _overwriting(self, job: _Job) -> _Job:
         """Let the old sidecar not vouch for the new audio, whatever fails before the new sidecar is there."""
-        entry = job.item.entry
-        record = self._records.overwriting(job.item)
-        self._write_record(job, record)
-        return replace(job, item=Item(job.item.call, replace(entry, record=record)))
+        sidecar = self.recorder.overwriting(job.item)
+        self._write(job, sidecar)
+        return replace(job, item=job.item.with_sidecar(sidecar))
 
-    def _store(self, job: Job, recording: Recording) -> Entry:
-        place = job.item.entry.place
+    def _store(self, job: _Job, recording: Recording) -> Item:
         self._go_on()
-        self._archive.publish(job.target, place.audio, recording.content_type)
-        record = self._records.stored(job.item, recording, job.permit)
-        self._write_record(job, record)
-        return Entry(place, recording.size, record)
+        self.archive.publish(job.target, job.item.entry.place.audio, recording.content_type)
+        sidecar = self.recorder.stored(
+            job.item,
+            size=recording.size,
+            sha256=recording.sha256,
+            content_type=recording.content_type,
+            is_mpeg=recording.is_mpeg,
+            permit=job.permit.id,
+            requested_at=recording.requested_at,
+            answered_at=recording.answered_at,
+        )
+        self._write(job, sidecar)
+        return job.item.with_sidecar(sidecar, size=recording.size)
 
-    def _write_record(self, job: Job, record: Mapping[str, Any]) -> None:
+    def _write(self, job: _Job, sidecar: Sidecar) -> None:
         self._go_on()
-        self._archive.write_record(job.item.entry.place, record, job.directory)
-
-    def _check_writable(self) -> None:
-        self._go_on()
-        self._archive.check_writable()
+        self.archive.write_sidecar(job.item.entry.place, sidecar, job.directory)
 
     def _go_on(self) -> None:
         """Write nothing for a task that was told to stop."""
-        if self._cancel.is_set():
+        if self.cancel.is_set():
             raise AmplemarketError("The task was told to stop")
 
 
-def _is_outage(error: Exception) -> bool:
-    """Tell whether the API, not the recording, may be what is wrong."""
-    if not isinstance(error, AmplemarketAPIError):
-        return False
-    return isinstance(error, AmplemarketConnectionError) or (error.status or 0) >= 500
+def _is_answer(error: Exception) -> bool:
+    """Return whether the API has answered, so that the time of its counting is known."""
+    is_of_the_api = isinstance(error, AmplemarketAPIError | InvalidRecordingError)
+    return is_of_the_api and not isinstance(error, AmplemarketConnectionError)

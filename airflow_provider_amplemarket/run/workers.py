@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Workers:
@@ -26,9 +30,18 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Let a job be done by the next thread that is free; it must not raise."""
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Let the next free thread call a function; return its result to come."""
+        future: Future[T] = Future()
+
+        def job() -> None:
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
         self._jobs.put(job)
+        return future
 
     def end(self, deadline: float) -> bool:
         """

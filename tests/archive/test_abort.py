@@ -80,7 +80,7 @@ class TestStopping:
             lambda archive: archive.digest(place().audio),
             lambda archive: archive.check_writable(),
         ],
-        ids=["publish", "publish-parts", "write_record", "entries", "search", "digest", "check_writable"],
+        ids=["publish", "publish-parts", "write_sidecar", "entries", "search", "digest", "check_writable"],
     )
     def test_whatever_is_asked_for_ends_soon_after_abort(
         self, hanging: Archive, server: MuteServer, work: Callable[[Archive], Any]

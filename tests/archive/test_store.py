@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_amplemarket.archive import objects
+from airflow_provider_amplemarket.archive.entry import Entry
 from airflow_provider_amplemarket.archive.layout import Layout
-from airflow_provider_amplemarket.archive.store import Archive, Entry
+from airflow_provider_amplemarket.archive.sidecar import Sidecar
+from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import ArchiveError
 from dev.stores import (
     Relay,
@@ -48,7 +50,13 @@ class TestEveryStore:
         text = archive.fs.cat_file(f"{archive.path.path}/{place().sidecar}").decode()
         assert "“short” — é" in text
         assert text.endswith("}\n")
-        assert json.loads(text) == {"status": "stored", "notes": "“short” — é", "moment": None}
+        assert json.loads(text) == {
+            "version": 1,
+            "start_date": None,
+            "status": "stored",
+            "notes": "“short” — é",
+            "moment": None,
+        }
 
     def test_empty_archive_has_an_entry_without_anything_for_each_place(self, archive: Archive) -> None:
         places = [place("one"), place("two", 21)]
@@ -63,17 +71,17 @@ class TestEveryStore:
     def test_entry_is_stored_once_the_record_is_there(self, archive: Archive) -> None:
         publish(archive, place().audio)
         entry = archive.entries([place()])[place().audio]
-        assert (entry.size, entry.record) == (len(AUDIO), None)
-        assert entry.is_uncommitted
+        assert (entry.size, entry.sidecar) == (len(AUDIO), None)
+        assert entry.is_orphaned
         assert not entry.is_stored
         commit(archive, place(), status="stored", size=len(AUDIO))
         entry = archive.entries([place()])[place().audio]
-        assert entry.record == {"status": "stored", "size": len(AUDIO)}
+        assert entry.sidecar == Sidecar.load({"status": "stored", "size": len(AUDIO)})
         assert entry.is_stored
-        assert not entry.is_uncommitted
+        assert not entry.is_orphaned
 
     @pytest.mark.parametrize(
-        ("size", "record", "is_stored", "is_uncommitted"),
+        ("size", "record", "is_stored", "is_orphaned"),
         [
             (5, {"status": "stored", "size": 5}, True, False),
             (5, {"status": "stored", "size": 6}, False, False),
@@ -90,10 +98,10 @@ class TestEveryStore:
         ],
     )
     def test_what_an_entry_comes_to(
-        self, size: int | None, record: dict[str, Any] | None, is_stored: bool, is_uncommitted: bool
+        self, size: int | None, record: dict[str, Any] | None, is_stored: bool, is_orphaned: bool
     ) -> None:
-        entry = Entry(place(), size, record)
-        assert (entry.is_stored, entry.is_uncommitted) == (is_stored, is_uncommitted)
+        entry = Entry(place(), size, None if record is None else Sidecar.load(record))
+        assert (entry.is_stored, entry.is_orphaned) == (is_stored, is_orphaned)
 
     @pytest.mark.parametrize(
         "text", [b"", b'{"status": "stor', b"[]", b"null", b'"stored"', b"\xff\xfe\x00", b"\x00" * 100]
@@ -102,8 +110,8 @@ class TestEveryStore:
         publish(archive, place().audio)
         publish(archive, place().sidecar, text)
         entry = archive.entries([place()])[place().audio]
-        assert entry.record is None
-        assert entry.is_uncommitted
+        assert entry.sidecar is None
+        assert entry.is_orphaned
 
     def test_one_listing_for_each_folder_and_one_read_for_each_record(
         self, archive: Archive, monkeypatch: pytest.MonkeyPatch
@@ -167,8 +175,8 @@ class TestEveryStore:
         found = archive.find(calls)
         assert list(found) == ["one", "two", "three"]
         assert found == {
-            "one": Entry(place("one", 20), len(AUDIO), {"status": "stored", "size": len(AUDIO)}),
-            "two": Entry(place("two", 21), len(AUDIO), {"status": "stored", "size": len(AUDIO)}),
+            "one": Entry(place("one", 20), len(AUDIO), Sidecar.load({"status": "stored", "size": len(AUDIO)})),
+            "two": Entry(place("two", 21), len(AUDIO), Sidecar.load({"status": "stored", "size": len(AUDIO)})),
             "three": Entry(place("three", 21)),
         }
         folders = [name.rpartition("/")[2] for name in finds]
@@ -179,7 +187,7 @@ class TestEveryStore:
     ) -> None:
         commit(archive, place(), status="deleted")
         finds = counted(monkeypatch, archive.fs, "find")
-        assert archive.find([call()])["one"].record == {"status": "deleted"}
+        assert archive.find([call()])["one"].sidecar == Sidecar.load({"status": "deleted"})
         assert len(finds) == 1
 
     def test_find_of_no_calls_needs_no_listing(self, archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +205,7 @@ class TestEveryStore:
         commit(archive, undated, **record)
         if at_its_place is not None:
             commit(archive, place(), **at_its_place)
-        assert archive.find([call()]) == {"one": Entry(undated, len(AUDIO), record)}
+        assert archive.find([call()]) == {"one": Entry(undated, len(AUDIO), Sidecar.load(record))}
 
     @pytest.mark.parametrize("record", [None, {"status": "not_found"}, {"status": "stored", "size": 1}])
     def test_find_leaves_what_is_not_settled_under_undated(
@@ -217,7 +225,7 @@ class TestEveryStore:
     def test_find_takes_a_call_without_a_date_as_it_lies(self, archive: Archive) -> None:
         undated = Layout().place({"id": "one"})
         commit(archive, undated, status="not_found")
-        assert archive.find([{"id": "one"}]) == {"one": Entry(undated, None, {"status": "not_found"})}
+        assert archive.find([{"id": "one"}]) == {"one": Entry(undated, None, Sidecar.load({"status": "not_found"}))}
 
     def test_connection_may_be_named_in_the_path(self, archive: Archive, store: Store) -> None:
         assert store.root in archive.uri(place().audio)
@@ -268,7 +276,7 @@ class TestEveryStore:
             raise FileNotFoundError(path)
 
         monkeypatch.setattr(archive.fs, "cat_file", vanish)
-        assert archive.entries([place()])[place().audio].record is None
+        assert archive.entries([place()])[place().audio].sidecar is None
 
     def test_staging_is_private_and_gone_afterwards(
         self, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

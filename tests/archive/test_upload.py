@@ -16,8 +16,10 @@ import pytest
 import tenacity
 
 from airflow_provider_amplemarket.archive import upload
+from airflow_provider_amplemarket.archive.entry import Entry
+from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.archive.staging import STAGING
-from airflow_provider_amplemarket.archive.store import Archive, Entry
+from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import ArchiveError
 from dev.stores import (
     Relay,
@@ -278,7 +280,7 @@ class TestWriteOnce:
             ArchiveError, match=r"one\.json is there already and the bucket does not let it be replaced"
         ):
             commit(archive, place(), status="stored")
-        assert archive.entries([place()])[place().audio].record == {"status": "failed"}
+        assert archive.entries([place()])[place().audio].sidecar == Sidecar.load({"status": "failed"})
 
     def test_upload_whose_answer_is_lost_is_no_failure(
         self, archive: Archive, monkeypatch: pytest.MonkeyPatch, naps: list[float]

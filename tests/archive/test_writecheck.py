@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_amplemarket.archive import writecheck
-from airflow_provider_amplemarket.archive.store import Archive, Entry
+from airflow_provider_amplemarket.archive.entry import Entry
+from airflow_provider_amplemarket.archive.sidecar import Sidecar
+from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.archive.writecheck import WRITE_CHECK
 from airflow_provider_amplemarket.exceptions import ArchiveError
 from dev.stores import (
@@ -133,7 +135,7 @@ class TestS3:
         # A sidecar may change its status, which makes a new version.
         commit(archive, place(), status="failed")
         commit(archive, place(), status="stored")
-        assert archive.entries([place()])[place().audio].record == {"status": "stored"}
+        assert archive.entries([place()])[place().audio].sidecar == Sidecar.load({"status": "stored"})
         assert len(client.list_object_versions(Bucket="locked")["Versions"]) == 2
 
     def test_checks_leave_nothing_where_deleting_is_denied(self, store: Store, client: Any) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from airflow_provider_amplemarket.archive.digest import Digest
 from airflow_provider_amplemarket.archive.layout import Layout, Place
+from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.archive.staging import STAGING
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.calls import Call
@@ -57,7 +58,7 @@ def s3_archive(endpoint: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> A
 
 def commit(archive: Archive, where: Place, **record: Any) -> None:
     with archive.staging() as directory:
-        archive.write_record(where, record, directory)
+        archive.write_sidecar(where, Sidecar.load(record), directory)
 
 
 def listing(archive: Archive) -> set[str]:

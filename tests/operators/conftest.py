@@ -23,7 +23,7 @@ from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
 from airflow_provider_amplemarket.quota import ledger as quota
 from airflow_provider_amplemarket.quota.lock import FREE
-from airflow_provider_amplemarket.run.plan import STATUSES
+from airflow_provider_amplemarket.run.plan import OUTCOMES
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call
 from dev.stores import STORES, Store
 
@@ -112,7 +112,7 @@ class Outcome:
 
     def counts(self) -> dict[str, int]:
         """What the summary counts, without the zeros."""
-        return {name: self.summary[name] for name in STATUSES if self.summary[name]}
+        return {name: self.summary[name] for name in OUTCOMES if self.summary[name]}
 
 
 class Bench:

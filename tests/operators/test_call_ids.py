@@ -11,10 +11,11 @@ import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.archive.store import Archive
-from airflow_provider_amplemarket.run.plan import Item
-from airflow_provider_amplemarket.run.selection import NamedCalls, read_call_ids
+from airflow_provider_amplemarket.run.call_ids import read_call_ids
+from airflow_provider_amplemarket.run.named import NamedCalls
 from tests.operators.conftest import Bench, RealAirflow, Row, call, calls
 
 

@@ -863,7 +863,7 @@ class TestReconciliation:
             raise SystemExit("killed")
 
         with monkeypatch.context() as patch:
-            patch.setattr(archive_module.Archive, "write_record", die)
+            patch.setattr(archive_module.Archive, "write_sidecar", die)
             with pytest.raises(SystemExit):
                 bench.run("monday", max_concurrency=1)
         published = [name for name in bench.files() if name.endswith(".mp3")]
@@ -950,14 +950,14 @@ class TestReconciliation:
         row = call("one")
         bench.start(row)
         assert bench.run("monday").ok.counts() == {"stored": 1}
-        write = archive_module.Archive.write_record
+        write = archive_module.Archive.write_sidecar
 
-        def refuse(self: archive_module.Archive, place: Any, record: Any, directory: Path) -> None:
-            if record["status"] == "stored" and record["run_id"] == "tuesday":
+        def refuse(self: archive_module.Archive, place: Any, sidecar: Any, directory: Path) -> None:
+            if sidecar.status == "stored" and sidecar.run_id == "tuesday":
                 raise OSError("no")
-            write(self, place, record, directory)
+            write(self, place, sidecar, directory)
 
-        monkeypatch.setattr(archive_module.Archive, "write_record", refuse)
+        monkeypatch.setattr(archive_module.Archive, "write_sidecar", refuse)
         assert isinstance(bench.run("tuesday", overwrite=True).error, ArchiveIncompleteError)
         assert bench.record(row)["status"] == "overwriting"
         outcome = bench.run("wednesday").ok

@@ -400,14 +400,14 @@ class TestNothingWithoutARecord:
         self, bench: Bench, fault: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         bench.start(call(f"x--{fault}"), *calls(3))
-        write = Archive.write_record
+        write = Archive.write_sidecar
 
         def refuse(self: Archive, place: Any, record: Any, directory: Path) -> None:
             if place.audio.endswith(f"x--{fault}.mp3"):
                 raise OSError(36, "File name too long")
             write(self, place, record, directory)
 
-        monkeypatch.setattr(Archive, "write_record", refuse)
+        monkeypatch.setattr(Archive, "write_sidecar", refuse)
         outcome = bench.run()
         assert isinstance(outcome.error, ArchiveIncompleteError)
         assert re.search(rf"1 recordings failed: x--{fault} \(.*File name too long", str(outcome.error))
@@ -523,7 +523,7 @@ def test_two_tasks_at_once_ask_for_nothing_twice(bench: Bench, monkeypatch: pyte
             others.append(bench.run("other").ok)
 
     monkeypatch.setattr(Archive, "check_writable", late)
-    monkeypatch.setattr("airflow_provider_amplemarket.run.downloads.FRESH_FOR", 0.0)
+    monkeypatch.setattr("airflow_provider_amplemarket.run.backlog.FRESH_FOR", 0.0)
     outcome = bench.run("slow").ok
     assert outcome.counts() == {"already_stored": 20}
     assert len(bench.sandbox.recording_requests()) == 20

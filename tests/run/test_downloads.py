@@ -15,8 +15,11 @@ import pendulum
 import pytest
 
 from airflow_provider_amplemarket.api.download import Recording
+from airflow_provider_amplemarket.archive.entry import Entry, Item
+from airflow_provider_amplemarket.archive.recorder import Recorder
+from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
 from airflow_provider_amplemarket.archive.staging import STAGING
-from airflow_provider_amplemarket.archive.store import Archive, Entry
+from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConnectionError,
@@ -31,19 +34,10 @@ from airflow_provider_amplemarket.exceptions import (
 )
 from airflow_provider_amplemarket.quota.rate import Permit, RateLimit, Report
 from airflow_provider_amplemarket.run.downloads import Downloads
-from airflow_provider_amplemarket.run.fetch import OUTAGE
-from airflow_provider_amplemarket.run.plan import (
-    ALREADY_STORED,
-    FAILED,
-    MISSING,
-    NOT_FOUND,
-    STORED,
-    TOO_LARGE,
-    Attempt,
-    Item,
-    Plan,
-    decide,
-)
+from airflow_provider_amplemarket.run.judge import OUTAGE
+from airflow_provider_amplemarket.run.orphans import Orphans
+from airflow_provider_amplemarket.run.plan import Plan
+from airflow_provider_amplemarket.run.rules import Rules
 
 AUDIO = b"ID3 audio"
 ATTEMPT = Attempt("dag", "task", "run", -1, 1, 1)
@@ -127,21 +121,26 @@ class Ledger:
         return permits
 
 
-def decided(item: Item) -> str:
-    """As another run decides."""
-    other = replace(ATTEMPT, run_id="other")
-    return decide(item, other, overwrite=False, not_found_for=timedelta(days=2), now=pendulum.now("UTC"))
+RECORDER = Recorder(attempt=ATTEMPT, conn_id="amplemarket_default", is_full=True, hold=timedelta(hours=1))
+#: As another run decides.
+RULES = Rules(
+    attempt=replace(ATTEMPT, run_id="other"),
+    overwrite=False,
+    not_found_for=timedelta(days=2),
+    give_up_after=timedelta(days=3),
+    insists=False,
+)
 
 
 def plan_of(archive: Archive, count: int) -> Plan:
     """Plan calls named c00, c01 and so on, a minute apart, whose recordings are missing."""
-    plan = Plan()
+    items = []
     start = pendulum.datetime(2026, 11, 20, 8)
     for number in range(count):
         call = {"id": f"c{number:02}", "start_date": start.add(minutes=number).isoformat()}
         where = archive.layout.place(call)
-        plan.set(Item(call, archive.entries([where])[where.audio]), MISSING)
-    return plan
+        items.append(Item(call, archive.entries([where])[where.audio]))
+    return Plan().with_results((item, Status.PENDING) for item in items)
 
 
 class Case:
@@ -155,35 +154,34 @@ class Case:
         self.archive = Archive(f"file://{self.root}")
         self.hook = Hook(answers or {})
         self.ledger = Ledger(changes.pop("permits", 1000))
-        self.plan = plan_of(self.archive, count)
         self.cancel = threading.Event()
         self.downloads = Downloads(
+            plan_of(self.archive, count),
             hook=self.hook,  # type: ignore[arg-type]
             archive=self.archive,
             ledger=self.ledger,  # type: ignore[arg-type]
-            attempt=ATTEMPT,
-            decide=decided,
-            **{
-                "concurrency": 1,
-                "is_full": True,
-                "give_up_after": timedelta(days=3),
-                "cancel": self.cancel,
-                **changes,
-            },
+            rules=RULES,
+            recorder=RECORDER,
+            concurrency=changes.pop("concurrency", 1),
+            cancel=self.cancel,
         )
 
+    @property
+    def plan(self) -> Plan:
+        return self.downloads.plan
+
     def run(self) -> None:
-        self.downloads.run(self.plan)
+        self.downloads.run()
         assert not (self.root / STAGING).exists()
 
-    def ids(self, status: str) -> list[str]:
-        return [item.call_id for item in self.plan.having(status)]
+    def ids(self, status: Status) -> list[str]:
+        return [item.call_id for item in self.plan.items_with(status)]
 
 
 def test_everything_is_asked_for_once_oldest_first(tmp_path: Path) -> None:
     case = Case(tmp_path, 20)
     case.run()
-    assert case.hook.asked == case.ids(STORED) == [f"c{number:02}" for number in range(20)]
+    assert case.hook.asked == case.ids(Status.STORED) == [f"c{number:02}" for number in range(20)]
     assert case.downloads.requests == 20
     assert set(case.ledger.answered) == set(case.ledger.given)
     assert case.ledger.unused == []
@@ -198,8 +196,8 @@ def test_nothing_missing_needs_no_permit(tmp_path: Path) -> None:
 def test_what_has_no_permit_stays_missing(tmp_path: Path) -> None:
     case = Case(tmp_path, 9, permits=5, concurrency=3)
     case.run()
-    assert case.ids(STORED) == ["c00", "c01", "c02", "c03", "c04"]
-    assert case.ids(MISSING) == ["c05", "c06", "c07", "c08"]
+    assert case.ids(Status.STORED) == ["c00", "c01", "c02", "c03", "c04"]
+    assert case.ids(Status.PENDING) == ["c05", "c06", "c07", "c08"]
     assert case.downloads.requests == 5
 
 
@@ -217,7 +215,7 @@ def test_so_many_at_once_and_no_more(tmp_path: Path, concurrency: int) -> None:
     case = Case(tmp_path, 24, slow, concurrency=concurrency)
     case.run()
     assert case.hook.most == concurrency
-    assert len(case.ids(STORED)) == 24
+    assert len(case.ids(Status.STORED)) == 24
 
 
 def test_downloads_go_on_while_recordings_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +229,7 @@ def test_downloads_go_on_while_recordings_are_published(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(case.archive, "publish", slow)
     case.run()
-    assert case.ids(STORED) == ["c00", "c01"]
+    assert case.ids(Status.STORED) == ["c00", "c01"]
     assert case.hook.most == 1
 
 
@@ -248,15 +246,15 @@ def test_permit_that_has_grown_old_is_given_back(tmp_path: Path) -> None:
     assert sorted(permit.id for permit in case.ledger.unused) == ["p0", "p1"]
     assert set(case.ledger.answered).isdisjoint(case.ledger.unused)
     # Their calls are asked for with other permits, or left for later, but not lost.
-    assert sorted(case.hook.asked) == case.ids(STORED)
-    assert len(case.ids(STORED) + case.ids(MISSING)) == 4
+    assert sorted(case.hook.asked) == case.ids(Status.STORED)
+    assert len(case.ids(Status.STORED) + case.ids(Status.PENDING)) == 4
     assert case.downloads.requests == len(case.hook.asked)
 
 
 def test_request_without_an_answer_keeps_its_permit(tmp_path: Path) -> None:
     case = Case(tmp_path, 3, {"c01": AmplemarketConnectionError("no answer")})
     case.run()
-    assert case.ids(FAILED) == ["c01"]
+    assert case.ids(Status.FAILED) == ["c01"]
     (silent,) = set(case.ledger.given) - set(case.ledger.answered)
     assert silent not in case.ledger.unused
 
@@ -266,16 +264,16 @@ def test_refusal_stops_the_run_and_is_no_failure(tmp_path: Path) -> None:
     case.run()
     assert case.hook.asked == ["c00", "c01", "c02"]
     assert case.ledger.refusals == [7.0]
-    assert case.ids(MISSING) == [f"c{number:02}" for number in range(2, 9)]
-    assert case.ids(FAILED) == []
+    assert case.ids(Status.PENDING) == [f"c{number:02}" for number in range(2, 9)]
+    assert case.ids(Status.FAILED) == []
     assert len(case.ledger.unused) + len(case.ledger.answered) == len(case.ledger.given)
 
 
 def test_what_is_unforeseen_with_one_call_does_not_stop_the_others(tmp_path: Path) -> None:
     case = Case(tmp_path, 9, {"c02": RuntimeError("unforeseen")})
     case.run()
-    assert case.ids(FAILED) == ["c02"]
-    assert len(case.ids(STORED)) == 8
+    assert case.ids(Status.FAILED) == ["c02"]
+    assert len(case.ids(Status.STORED)) == 8
 
 
 def test_what_makes_going_on_pointless_stops_at_once(tmp_path: Path) -> None:
@@ -285,16 +283,16 @@ def test_what_makes_going_on_pointless_stops_at_once(tmp_path: Path) -> None:
         case.run()
     assert caught.value is error
     assert case.hook.asked == ["c00", "c01", "c02"]
-    assert case.ids(STORED) == ["c00", "c01"]
-    assert len(case.ids(MISSING)) == 7
+    assert case.ids(Status.STORED) == ["c00", "c01"]
+    assert len(case.ids(Status.PENDING)) == 7
 
 
 def test_outage(tmp_path: Path) -> None:
     case = Case(tmp_path, 30, {f"c{number:02}": AmplemarketAPIError("503", status=503) for number in range(3, 30)})
     with pytest.raises(AmplemarketError, match="10 requests in a row failed, the last one with: 503"):
         case.run()
-    assert case.ids(STORED) == ["c00", "c01", "c02"]
-    assert len(case.ids(FAILED)) == OUTAGE
+    assert case.ids(Status.STORED) == ["c00", "c01", "c02"]
+    assert len(case.ids(Status.FAILED)) == OUTAGE
     assert case.downloads.requests == len(case.hook.asked)
 
 
@@ -304,7 +302,7 @@ def test_failures_that_are_the_calls_own_are_no_outage(tmp_path: Path) -> None:
     }
     case = Case(tmp_path, 30, answers)
     case.run()
-    assert len(case.ids(NOT_FOUND)) == 27
+    assert len(case.ids(Status.NOT_FOUND)) == 27
 
 
 def test_ledger_that_breaks_ends_what_is_under_way(tmp_path: Path) -> None:
@@ -322,7 +320,7 @@ def test_others_have_the_ledger_for_a_moment(tmp_path: Path) -> None:
     case.ledger.busy = 1
     case.run()
     assert case.ledger.busy == 0
-    assert len(case.ids(STORED)) == 12
+    assert len(case.ids(Status.STORED)) == 12
     # What became of the permits that were there meanwhile is told as soon as the ledger is free again.
     assert len(case.ledger.answered) == len(case.ledger.given) == 12
 
@@ -332,7 +330,7 @@ def test_others_have_the_ledger_for_long(tmp_path: Path) -> None:
     case.ledger.busy = 1000
     with pytest.raises(LedgerBusyError):
         case.run()
-    assert len(case.ids(STORED)) == len(case.ledger.given) == 4
+    assert len(case.ids(Status.STORED)) == len(case.ledger.given) == 4
     assert case.ledger.busy == 998
 
 
@@ -360,30 +358,30 @@ def test_cancel_ends_the_run_with_its_permits_given_back(tmp_path: Path) -> None
         case.run()
     assert case.hook.asked == ["c00", "c01", "c02"]
     # What is not published yet in that moment is not published any more.
-    assert set(case.ids(STORED)) <= {"c00", "c01"}
-    assert len(case.ids(STORED) + case.ids(MISSING)) == 20
+    assert set(case.ids(Status.STORED)) <= {"c00", "c01"}
+    assert len(case.ids(Status.STORED) + case.ids(Status.PENDING)) == 20
     assert len(case.ledger.given) <= 6
     assert len(case.ledger.unused) + len(case.ledger.answered) == len(case.ledger.given)
 
 
 def test_archive_that_does_not_take_a_failure_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(tmp_path, 6, {"c01": RecordingNotFoundError("404", status=404)})
-    write = Archive.write_record
+    write = Archive.write_sidecar
 
-    def refuse(self: Archive, place: Any, record: Mapping[str, Any], directory: Path) -> None:
-        if record["status"] == NOT_FOUND:
+    def refuse(self: Archive, place: Any, sidecar: Sidecar, directory: Path) -> None:
+        if sidecar.status == Status.NOT_FOUND:
             raise ArchiveError("no room")
-        write(self, place, record, directory)
+        write(self, place, sidecar, directory)
 
     def full(self: Archive) -> None:
         raise ArchiveError("no room")
 
-    monkeypatch.setattr(Archive, "write_record", refuse)
+    monkeypatch.setattr(Archive, "write_sidecar", refuse)
     monkeypatch.setattr(Archive, "check_writable", full)
     with pytest.raises(ArchiveError, match="no room"):
         case.run()
     assert case.hook.asked == ["c00", "c01"]
-    assert case.ids(STORED) == ["c00"]
+    assert case.ids(Status.STORED) == ["c00"]
     assert set(case.ledger.answered) <= set(case.ledger.given)
     assert len(case.ledger.answered) == 2
 
@@ -392,24 +390,25 @@ def test_a_sidecar_that_cannot_be_written_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case(tmp_path, 6, {"c01": RecordingNotFoundError("404", status=404)})
-    write = Archive.write_record
+    write = Archive.write_sidecar
 
-    def refuse(self: Archive, place: Any, record: Mapping[str, Any], directory: Path) -> None:
-        if record["status"] == NOT_FOUND:
+    def refuse(self: Archive, place: Any, sidecar: Sidecar, directory: Path) -> None:
+        if sidecar.status == Status.NOT_FOUND:
             raise OSError(36, "File name too long")
-        write(self, place, record, directory)
+        write(self, place, sidecar, directory)
 
-    monkeypatch.setattr(Archive, "write_record", refuse)
+    monkeypatch.setattr(Archive, "write_sidecar", refuse)
     case.run()
-    assert case.ids(FAILED) == ["c01"]
+    assert case.ids(Status.FAILED) == ["c01"]
     assert case.plan.failures() == {"c01": "404; and this could not be put on record: [Errno 36] File name too long"}
-    assert len(case.ids(STORED)) == 5
+    assert len(case.ids(Status.STORED)) == 5
 
 
 def test_what_failed_before_is_asked_for_last(tmp_path: Path) -> None:
     case = Case(tmp_path, 4)
     item = case.plan.items["c00"]
-    case.plan.set(Item(item.call, Entry(item.entry.place, None, {"status": FAILED})), MISSING)
+    failed = Item(item.call, Entry(item.entry.place, None, Sidecar(status=Status.FAILED)))
+    case.downloads.plan = case.plan.with_results([(failed, Status.PENDING)])
     case.run()
     assert case.hook.asked == ["c01", "c02", "c03", "c00"]
 
@@ -430,8 +429,8 @@ def test_permits_that_come_late_are_not_spent_on_what_another_task_archived_mean
     second.run()
     assert len(first.hook.asked) == 20
     assert sorted(second.hook.asked) == [f"c{number:02}" for number in range(20, 35)]
-    assert sorted(second.ids(ALREADY_STORED)) == sorted(first.hook.asked)
-    assert len(second.ids(STORED)) == 15
+    assert sorted(second.ids(Status.ALREADY_STORED)) == sorted(first.hook.asked)
+    assert len(second.ids(Status.STORED)) == 15
     assert listed == ["date=2026-11-20"]
 
 
@@ -441,7 +440,7 @@ def test_permits_for_which_nothing_is_left_are_given_back(tmp_path: Path) -> Non
     first.run()
     second.run()
     assert second.hook.asked == []
-    assert second.ids(ALREADY_STORED) == first.ids(STORED)
+    assert second.ids(Status.ALREADY_STORED) == first.ids(Status.STORED)
     assert second.ledger.unused == second.ledger.given != []
 
 
@@ -449,7 +448,7 @@ def test_permits_that_come_soon_cost_no_listing(tmp_path: Path, monkeypatch: pyt
     case = Case(tmp_path, 20)
     monkeypatch.setattr(Archive, "list_sizes", lambda self, folder: pytest.fail("listed"))
     case.run()
-    assert len(case.ids(STORED)) == 20
+    assert len(case.ids(Status.STORED)) == 20
 
 
 def test_the_archive_is_looked_at_once_for_many_calls_and_again_after_a_while(
@@ -468,7 +467,7 @@ def test_the_archive_is_looked_at_once_for_many_calls_and_again_after_a_while(
 
     monkeypatch.setattr(case.archive, "entries", counted)
     case.run()
-    assert len(case.ids(STORED)) == 60
+    assert len(case.ids(Status.STORED)) == 60
     assert looks[0] == 50
     assert 2 <= len(looks) <= 4
 
@@ -476,12 +475,11 @@ def test_the_archive_is_looked_at_once_for_many_calls_and_again_after_a_while(
 def test_what_another_task_has_settled_otherwise_is_not_asked_for(tmp_path: Path) -> None:
     first = Case(tmp_path, 4, {"c00": RecordingNotFoundError("404"), "c01": RecordingTooLargeError("413")})
     second = Case(tmp_path, 4)
-    second.plan = plan_of(second.archive, 4)
     second.ledger.clock = lambda: time.time() + 60
     first.run()
     second.run()
     assert second.hook.asked == []
-    assert (second.ids(NOT_FOUND), second.ids(TOO_LARGE)) == (["c00"], ["c01"])
+    assert (second.ids(Status.NOT_FOUND), second.ids(Status.TOO_LARGE)) == (["c00"], ["c01"])
 
 
 def test_archive_that_cannot_be_listed_gives_the_permits_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,6 +498,7 @@ def test_archive_that_cannot_be_listed_gives_the_permits_back(tmp_path: Path, mo
 
 def test_adopting_nothing_leaves_no_trace(tmp_path: Path) -> None:
     case = Case(tmp_path, 3)
-    case.downloads.adopt(case.plan)
+    orphans = Orphans(archive=case.archive, recorder=RECORDER, cancel=case.cancel)
+    assert orphans.commit(case.plan) is case.plan
     assert not case.root.exists()
-    assert len(case.ids(MISSING)) == 3
+    assert len(case.ids(Status.PENDING)) == 3

@@ -13,19 +13,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
+from airflow_provider_amplemarket.archive.entry import Entry, Item
+from airflow_provider_amplemarket.archive.recorder import Recorder
+from airflow_provider_amplemarket.archive.sidecar import Attempt, Status
 from airflow_provider_amplemarket.archive.staging import STAGING
-from airflow_provider_amplemarket.archive.store import Archive, Entry
+from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import AmplemarketError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.rate import Permit, RateLimit, Report
 from airflow_provider_amplemarket.run.downloads import Downloads
-from airflow_provider_amplemarket.run.plan import MISSING, Attempt, Item, Plan
+from airflow_provider_amplemarket.run.orphans import Orphans
+from airflow_provider_amplemarket.run.plan import Plan
+from airflow_provider_amplemarket.run.rules import Rules
 from airflow_provider_amplemarket.sandbox.recordings import recording_of
 
 #: What a task that is told to stop may need; it is killed hard after a while.
@@ -114,18 +120,43 @@ class Interrupted(BaseException):
     """What Airflow raises in the main thread at the end of execution_timeout is a BaseException like this."""
 
 
-def told(downloads: Downloads) -> None:
+ATTEMPT = Attempt("dag", "task", "run", -1, 0, 1)
+RECORDER = Recorder(attempt=ATTEMPT, conn_id="amplemarket_default", is_full=True, hold=timedelta(hours=1))
+RULES = Rules(
+    attempt=ATTEMPT,
+    overwrite=False,
+    not_found_for=timedelta(days=2),
+    give_up_after=timedelta(days=3),
+    insists=False,
+)
+
+
+@dataclass
+class Case:
+    """Downloads, and what they use."""
+
+    downloads: Downloads
+    archive: Archive
+    hook: AmplemarketHook
+    cancel: threading.Event
+
+    @property
+    def left(self) -> int:
+        return self.downloads.plan.left
+
+
+def told(case: Case) -> None:
     """As on_kill does."""
-    downloads.cancel.set()
-    downloads.hook.abort()
+    case.cancel.set()
+    case.hook.abort()
 
 
-def interrupt(downloads: Downloads) -> None:
+def interrupt(case: Case) -> None:
     os.kill(os.getpid(), signal.SIGALRM)
 
 
 @pytest.fixture(params=[told, interrupt], ids=["told to stop", "time-out"])
-def end(request: pytest.FixtureRequest) -> Iterator[Callable[[Downloads], None]]:
+def end(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], None]]:
     def raise_it(number: int, frame: FrameType | None) -> None:
         raise Interrupted
 
@@ -134,31 +165,27 @@ def end(request: pytest.FixtureRequest) -> Iterator[Callable[[Downloads], None]]
     signal.signal(signal.SIGALRM, before)
 
 
-def downloads_from(url: str, path: str, patch: pytest.MonkeyPatch, concurrency: int = 4) -> tuple[Downloads, Plan]:
+def downloads_from(url: str, path: str, patch: pytest.MonkeyPatch, concurrency: int = 4) -> Case:
     conn = {"conn_type": "amplemarket", "host": url, "password": "key", "extra": {"timeout": 60}}
     patch.setenv("AIRFLOW_CONN_AMPLEMARKET_DEFAULT", json.dumps(conn))
-    archive = Archive(path)
-    plan = Plan()
-    for number in range(20):
-        call = {"id": f"call-{number:02}", "start_date": "2026-11-20T08:00:00Z"}
-        plan.set(Item(call, Entry(archive.layout.place(call))), MISSING)
+    archive, hook, cancel = Archive(path), AmplemarketHook(), threading.Event()
+    calls = [{"id": f"call-{number:02}", "start_date": "2026-11-20T08:00:00Z"} for number in range(20)]
+    entries = archive.find(calls) if path.startswith("file:") else {}
+    items = [Item(call, entries.get(call["id"], Entry(archive.layout.place(call)))) for call in calls]
     downloads = Downloads(
-        hook=AmplemarketHook(),
+        Plan().with_results((item, Status.PENDING) for item in items),
+        hook=hook,
         archive=archive,
         ledger=Ledger(),  # type: ignore[arg-type]
-        attempt=Attempt("dag", "task", "run", -1, 0, 1),
-        decide=lambda item: MISSING,
+        rules=RULES,
+        recorder=RECORDER,
         concurrency=concurrency,
-        is_full=True,
-        give_up_after=timedelta(days=3),
-        cancel=threading.Event(),
+        cancel=cancel,
     )
-    return downloads, plan
+    return Case(downloads, archive, hook, cancel)
 
 
-def seconds_to_leave(
-    downloads: Downloads, plan: Plan, end: Callable[[Downloads], None], when: Callable[[], bool]
-) -> float:
+def seconds_to_leave(case: Case, end: Callable[[Case], None], when: Callable[[], bool]) -> float:
     """Let the run end once something is the case; return how long it goes on."""
     moments: list[float] = []
 
@@ -168,36 +195,36 @@ def seconds_to_leave(
             time.sleep(0.02)
         time.sleep(0.3)
         moments.append(time.monotonic())
-        end(downloads)
+        end(case)
 
     threading.Thread(target=watch, daemon=True).start()
     with pytest.raises((AmplemarketError, Interrupted)):
-        downloads.run(plan)
+        case.downloads.run()
     return time.monotonic() - moments[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_server_that_never_ends_keeps_no_task(
-    mode: str, end: Callable[[Downloads], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, end: Callable[[Case], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "archive"
     with serving(MODES[mode]) as server:
-        downloads, plan = downloads_from(server.url, f"file://{root}", monkeypatch)
-        seconds = seconds_to_leave(downloads, plan, end, lambda: server.requests >= 3)
+        case = downloads_from(server.url, f"file://{root}", monkeypatch)
+        seconds = seconds_to_leave(case, end, lambda: server.requests >= 3)
         print(f"\n{mode}: {seconds:.1f} s")
         assert seconds < GONE_WITHIN
         assert not (root / STAGING).exists()
         requests = server.requests
         assert requests <= 4
-        assert downloads.requests == requests
-        assert len(plan.having(MISSING)) == 20
+        assert case.downloads.requests == requests
+        assert case.left == 20
     time.sleep(0.5)  # the threads that were left behind have their end now
     assert [path for path in root.rglob("*") if path.is_file()] == []
     assert server.requests == requests
 
 
 def test_an_upload_that_never_ends_keeps_no_task(
-    end: Callable[[Downloads], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    end: Callable[[Case], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audio = HEADER.replace(b"1000000", b"3")
     with serving([audio]) as server, serving([]) as store:
@@ -207,8 +234,8 @@ def test_an_upload_that_never_ends_keeps_no_task(
         monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(conn))
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.setattr("tempfile.tempdir", None)
-        downloads, plan = downloads_from(server.url, f"s3://{conn_id}@bucket/recordings", monkeypatch)
-        seconds = seconds_to_leave(downloads, plan, end, lambda: store.requests >= 1)
+        case = downloads_from(server.url, f"s3://{conn_id}@bucket/recordings", monkeypatch)
+        seconds = seconds_to_leave(case, end, lambda: store.requests >= 1)
         print(f"\nupload: {seconds:.1f} s")
         assert seconds < GONE_WITHIN
         assert list(tmp_path.rglob("*")) == []
@@ -220,24 +247,21 @@ def test_what_was_published_in_that_moment_is_adopted_next_time(
     audio = b"".join(recording_of("call-00"))
     header = HEADER.replace(b"1000000", str(len(audio)).encode()).removesuffix(b"ID3")
     with serving([header + audio]) as server:
-        downloads, plan = downloads_from(server.url, f"file://{tmp_path}/archive", monkeypatch, concurrency=1)
-        publish = downloads.archive.publish
+        case = downloads_from(server.url, f"file://{tmp_path}/archive", monkeypatch, concurrency=1)
+        publish = case.archive.publish
 
         def and_then_killed(local: Path, key: str, content_type: str) -> None:
             publish(local, key, content_type)
-            downloads.cancel.set()
+            case.cancel.set()
 
-        monkeypatch.setattr(downloads.archive, "publish", and_then_killed)
+        monkeypatch.setattr(case.archive, "publish", and_then_killed)
         with pytest.raises(AmplemarketError):
-            downloads.run(plan)
+            case.downloads.run()
         names = [path.name for path in (tmp_path / "archive").rglob("*") if path.is_file()]
         assert names == ["call-00.mp3"]
-        again, _ = downloads_from(server.url, f"file://{tmp_path}/archive", monkeypatch)
-        entries = again.archive.entries(item.entry.place for item in plan.items.values())
-        for item in list(plan.items.values()):
-            plan.set(Item(item.call, entries[item.entry.place.audio]), MISSING)
-        again.adopt(plan)
-        assert len(plan.having(MISSING)) == 19
+        again = downloads_from(server.url, f"file://{tmp_path}/archive", monkeypatch)
+        orphans = Orphans(archive=again.archive, recorder=RECORDER, cancel=again.cancel)
+        assert orphans.commit(again.downloads.plan).left == 19
 
 
 def test_what_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
@@ -253,10 +277,10 @@ def test_what_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
 
         signal.signal(signal.SIGALRM, raise_it)
         with pytest.MonkeyPatch.context() as patch:
-            downloads, plan = downloads_from({server.url!r}, "file://{tmp_path}/archive", patch)
+            case = downloads_from({server.url!r}, "file://{tmp_path}/archive", patch)
             signal.setitimer(signal.ITIMER_REAL, 2)
             try:
-                downloads.run(plan)
+                case.downloads.run()
             except Interrupted:
                 print("interrupted", time.time(), flush=True)
         """

@@ -1,0 +1,95 @@
+"""What lies in the archive for one call, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from airflow_provider_amplemarket.archive.layout import Place
+from airflow_provider_amplemarket.archive.sidecar import Sidecar, Status
+from airflow_provider_amplemarket.calls import Call, start_of
+
+#: Audio beside a sidecar of these was published after it, by a writer that died before the next sidecar.
+_BEFORE_AUDIO = frozenset({Status.NOT_FOUND, Status.FAILED, Status.GIVEN_UP, Status.OVERWRITING})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    What lies in the archive for one call.
+
+    :param place: its keys.
+    :param size: size of the audio object in bytes; None where there is none.
+    :param sidecar: what the sidecar says; None where there is none that can be read.
+    """
+
+    place: Place
+    size: int | None = None
+    sidecar: Sidecar | None = None
+
+    @property
+    def status(self) -> Status | None:
+        """The sidecar's status; None where there is none."""
+        return self.sidecar.status if self.sidecar else None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the recording is there, whole and committed."""
+        sidecar = self.sidecar or Sidecar()
+        is_whole = self.size is not None and sidecar.size == self.size
+        return sidecar.status == Status.STORED and is_whole
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to do about it, ever: it is stored, or was removed for good."""
+        return self.is_stored or self.status == Status.DELETED
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the audio was published, which is always whole, but its writer died before the sidecar."""
+        sidecar = self.sidecar or Sidecar()
+        is_before_audio = sidecar.is_blank or sidecar.status in _BEFORE_AUDIO
+        # What was there already when the sidecar was written is not what its writer published afterwards.
+        is_new = sidecar.audio_size != self.size
+        return bool(self.size) and is_before_audio and is_new
+
+
+@dataclass(frozen=True)
+class Item:
+    """
+    A wanted call and what the archive has of it.
+
+    :param call: the call, as the API gave it; only its ``id`` where the API's list does not know it.
+    :param entry: what lies in the archive.
+    """
+
+    call: Call
+    entry: Entry
+
+    @property
+    def call_id(self) -> str:
+        """The call's id."""
+        return str(self.call["id"])
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """What the sidecar says; nothing where there is none."""
+        return self.entry.sidecar or Sidecar()
+
+    @property
+    def last(self) -> Sidecar:
+        """What the last request came to: that of an attempt to overwrite the recording, where there was one."""
+        return self.sidecar.last
+
+    @property
+    def start(self) -> datetime | None:
+        """When the call began, as far as the list or the sidecar knows."""
+        return start_of(self.call) or self.sidecar.start_date
+
+    def with_sidecar(self, sidecar: Sidecar, *, size: int | None = None) -> Item:
+        """Return it as it is once that sidecar is written.
+
+        :param size: of the audio that was published with it, in bytes; None where none was.
+        """
+        size = self.entry.size if size is None else size
+        return replace(self, entry=replace(self.entry, sidecar=sidecar, size=size))

@@ -1,0 +1,232 @@
+"""
+The sidecar: the JSON object beside a recording that commits what became of its call.
+
+Nothing else knows the names of its fields. A sidecar may be old, or edited by hand: what cannot be read counts as
+absent, and what is not known is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from airflow_provider_amplemarket.calls import parse_datetime
+
+VERSION = 1
+
+
+class Status(StrEnum):
+    """What is with a call."""
+
+    #: The recording is to be asked for.
+    PENDING = "pending"
+    #: This run archived it; or an earlier one did.
+    STORED = "stored"
+    ALREADY_STORED = "already_stored"
+    #: There is none: not (yet), or never through the API.
+    NOT_FOUND = "not_found"
+    TOO_LARGE = "too_large"
+    #: It was asked for and did not come whole.
+    FAILED = "failed"
+    #: It has failed for so long that nobody asks for it any more, unless told to.
+    GIVEN_UP = "given_up"
+    #: Somebody removed it for good by writing this status into its sidecar.
+    DELETED = "deleted"
+    #: The sidecar vouches for its audio no longer, because another is being written in its place.
+    OVERWRITING = "overwriting"
+    #: Not wanted: the API does not serve it, or the DAG does not select it.
+    EXTERNAL = "external"
+    NOT_SELECTED = "not_selected"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """
+    Who asks: one try of one task in one run.
+
+    :param map_index: the task's number among those it was expanded to, -1 where it was not.
+    :param max_tries: the number of the last try; clearing the task raises it, a retry does not.
+    """
+
+    dag_id: str
+    task_id: str
+    run_id: str
+    map_index: int
+    max_tries: int
+    try_number: int
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The run that it is part of, whatever the try; once the task is cleared, another one."""
+        return {"dag_id": self.dag_id, "run_id": self.run_id, "max_tries": self.max_tries}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """
+    What a sidecar says; absent fields are None. Its fields have the names of the JSON object's.
+
+    :param start_date: when the call began.
+    :param key: the recording's object, below the archive's root.
+    :param size: of the recording, in bytes.
+    :param is_mpeg: whether it begins like MPEG audio.
+    :param adopted: whether the recording was found without its sidecar.
+    :param permit: the id of the request's permit.
+    :param earlier_permits: permits of earlier requests for the call, with the time of their answers.
+    :param requested_at: when the request was sent.
+    :param answered_at: when its answer came.
+    :param first_requested_at: when the first of ``requests`` was sent.
+    :param requests: how many requests in a row came to this status.
+    :param first_failed_in: the run in which the call began to fail.
+    :param audio_size: size of the object that was there already; not what is published afterwards.
+    :param content_length: bytes that an answer has promised.
+    :param call: the call, as the API gave it.
+    :param overwrite: what became of the last attempt to overwrite the recording.
+    :param unknown: all other fields.
+    """
+
+    call_id: str | None = None
+    status: Status | None = None
+    start_date: datetime | None = None
+    key: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    content_type: str | None = None
+    is_mpeg: bool | None = None
+    adopted: bool | None = None
+    first_failed_in: Mapping[str, Any] | None = None
+    audio_size: int | None = None
+    content_length: int | None = None
+    error: str | None = None
+    permit: str | None = None
+    earlier_permits: Mapping[str, datetime] | None = None
+    requested_at: datetime | None = None
+    answered_at: datetime | None = None
+    first_requested_at: datetime | None = None
+    requests: int | None = None
+    archived_at: datetime | None = None
+    amplemarket_conn_id: str | None = None
+    dag_id: str | None = None
+    task_id: str | None = None
+    run_id: str | None = None
+    map_index: int | None = None
+    max_tries: int | None = None
+    try_number: int | None = None
+    call: Mapping[str, Any] | None = None
+    overwrite: Sidecar | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> Sidecar:
+        """Read the JSON object."""
+        known = {name: read(data[name]) for name, read in _READERS.items() if name in data}
+        unknown = {name: value for name, value in data.items() if name not in _READERS and name != "version"}
+        if known.get("status") is None and data.get("status") is not None:  # of a later version, perhaps
+            unknown["status"] = data["status"]
+        return cls(**known, unknown=unknown)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        values = {name: _plain(getattr(self, name)) for name in _READERS}
+        present = {name: value for name, value in values.items() if value is not None or name == "start_date"}
+        return {"version": VERSION, **present, **self.unknown}
+
+    @property
+    def last(self) -> Sidecar:
+        """What the last request came to."""
+        return self.overwrite or self
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it says nothing of what became of the call."""
+        return self.status is None and "status" not in self.unknown
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The run that wrote it, as :attr:`Attempt.run`."""
+        return {"dag_id": self.dag_id, "run_id": self.run_id, "max_tries": self.max_tries}
+
+    def was_written_by(self, attempt: Attempt, *, this_try: bool = False) -> bool:
+        """Return whether it was written by that task in that run since it was last cleared, or in that very try."""
+        of_task = (self.dag_id, self.task_id, self.run_id, self.map_index, self.max_tries)
+        is_same_task = of_task == (
+            attempt.dag_id,
+            attempt.task_id,
+            attempt.run_id,
+            attempt.map_index,
+            attempt.max_tries,
+        )
+        return is_same_task and (not this_try or self.try_number == attempt.try_number)
+
+    def requests_of(self, *statuses: Status) -> int:
+        """Return how many requests in a row, the last ones, came to one of these statuses."""
+        if self.status not in statuses:
+            return 0
+        return max(1, self.requests or 1)  # older sidecars do not say
+
+    def known_requests(self, conn_id: str) -> Iterator[tuple[str | None, datetime]]:
+        """
+        Yield the requests that it tells of: the permit, None in older sidecars, and when the answer came.
+
+        :param conn_id: only requests of this connection.
+        """
+        if self.amplemarket_conn_id == conn_id:
+            yield from (self.earlier_permits or {}).items()
+            if self.answered_at is not None:
+                yield self.permit, self.answered_at
+        if self.overwrite is not None:
+            yield from self.overwrite.known_requests(conn_id)
+
+
+def _plain(value: Any) -> Any:
+    """Return a field's value as JSON has it."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Sidecar):
+        return {name: part for name, part in value.dump().items() if name != "call"}
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return value
+
+
+def _of_type(*types: type) -> Callable[[Any], Any]:
+    """Return a reader that takes values of these types alone; ``bool`` is no ``int``."""
+    return lambda value: value if type(value) in types else None
+
+
+def _status(value: Any) -> Status | None:
+    return _STATUSES.get(value) if isinstance(value, str) else None
+
+
+def _permits(value: Any) -> Mapping[str, datetime] | None:
+    if not isinstance(value, Mapping):
+        return None
+    read = {name: parse_datetime(text) for name, text in value.items()}
+    return {name: answered_at for name, answered_at in read.items() if answered_at is not None}
+
+
+def _sidecar(value: Any) -> Sidecar | None:
+    return Sidecar.load(value) if isinstance(value, Mapping) else None
+
+
+_STATUSES = {status.value: status for status in Status}
+_SPECIAL: dict[str, Callable[[Any], Any]] = {
+    "status": _status,
+    "earlier_permits": _permits,
+    "overwrite": _sidecar,
+}
+_BY_TYPE: dict[str, Callable[[Any], Any]] = {
+    "str": _of_type(str),
+    "int": _of_type(int),
+    "bool": _of_type(bool),
+    "datetime": parse_datetime,
+    "Mapping[str, Any]": _of_type(dict),
+}
+_READERS: dict[str, Callable[[Any], Any]] = {
+    found.name: _SPECIAL.get(found.name) or _BY_TYPE[str(found.type).removesuffix(" | None")]
+    for found in fields(Sidecar)
+    if found.name != "unknown"
+}

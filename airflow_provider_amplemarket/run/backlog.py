@@ -1,0 +1,78 @@
+"""The calls that wait for a permit, in their order; what other tasks do meanwhile is seen before it is spent."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import pendulum
+
+from airflow_provider_amplemarket.archive.entry import Item
+from airflow_provider_amplemarket.archive.sidecar import Status
+from airflow_provider_amplemarket.archive.store import Archive
+from airflow_provider_amplemarket.run.plan import Plan
+from airflow_provider_amplemarket.run.rules import Rules
+
+#: Seconds after which the archive is looked at again before a request is sent: another task may have been there.
+FRESH_FOR = 30.0
+#: So many calls are then looked up together.
+LOOK_AHEAD = 50
+
+
+class Backlog:
+    """
+    Keep the pending calls.
+
+    :param plan: what has them.
+    :param archive: where to look again.
+    :param rules: what is with a call then.
+    :param clock: the time in seconds since the epoch.
+    """
+
+    def __init__(self, plan: Plan, *, archive: Archive, rules: Rules, clock: Callable[[], float]) -> None:
+        self._items = deque(plan.pending)
+        self._seen_at = plan.made_at
+        self._seen_again_at: dict[str, float] = {}
+        self._archive = archive
+        self._rules = rules
+        self._clock = clock
+
+    def __len__(self) -> int:
+        """Return how many calls wait."""
+        return len(self._items)
+
+    def put_back(self, item: Item) -> None:
+        """Let a call be the next one again."""
+        self._items.appendleft(item)
+
+    def take(self, count: int) -> tuple[list[Item], list[tuple[Item, Status]]]:
+        """
+        Take the next calls that are still to be asked for.
+
+        :param count: how many, at most.
+        :return: the calls; and those that were looked up again, with what is with them by now.
+        :raises ArchiveError: when the archive cannot be listed.
+        """
+        now = self._clock()
+        chosen: list[Item] = []
+        seen: list[tuple[Item, Status]] = []
+        while self._items and len(chosen) < count:
+            if self._is_fresh(self._items[0], now):
+                chosen.append(self._items.popleft())
+            else:
+                seen += self._look_again(now)
+        return chosen, seen
+
+    def _is_fresh(self, item: Item, now: float) -> bool:
+        return now - self._seen_again_at.get(item.call_id, self._seen_at) <= FRESH_FOR
+
+    def _look_again(self, now: float) -> list[tuple[Item, Status]]:
+        """See what other tasks have done: one listing of each folder for the next calls together."""
+        items = [self._items.popleft() for _ in range(min(LOOK_AHEAD, len(self._items)))]
+        entries = self._archive.entries(item.entry.place for item in items)
+        seen = [Item(item.call, entries[item.entry.place.audio]) for item in items]
+        results = [(item, self._rules.status_of(item, pendulum.now("UTC"))) for item in seen]
+        self._seen_again_at.update((item.call_id, now) for item in seen)
+        still_pending = [item for item, status in results if status == Status.PENDING]
+        self._items.extendleft(reversed(still_pending))
+        return results
