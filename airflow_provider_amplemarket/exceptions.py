@@ -31,12 +31,12 @@ class AmplemarketError(Exception):
 
 
 class AmplemarketConfigurationError(AmplemarketError, ValueError):
-    """Say which setting of the connection or the operator to change."""
+    """A setting of the connection or the operator is wrong; the message names it."""
 
 
 class ConnectionNotDefinedError(AmplemarketConfigurationError):
     """
-    Airflow has no such connection, or does not know at the moment.
+    Airflow has no such connection, or cannot tell just now.
 
     Airflow 3.2 and 3.3 say the same in a task while their API server fails, so another try may help.
     """
@@ -136,7 +136,7 @@ class LedgerBusyError(LedgerError):
     """
     Another task has the quota ledger for longer than this one may wait.
 
-    :param until: moment (seconds since the epoch) at which it is worthwhile to try again.
+    :param until: timestamp (seconds since the epoch) at which it is worthwhile to try again.
     """
 
     def __init__(self, message: str, *, until: float = 0.0) -> None:

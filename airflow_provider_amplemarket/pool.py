@@ -78,7 +78,7 @@ def warn_of_dead_tasks() -> None:
 
 
 def _is_alive(hostname: str | None, pid: int | None) -> bool:
-    """Tell whether a process of this machine is alive; of another machine nobody knows."""
+    """Return whether a process of this machine is alive; of another machine nobody knows."""
     from airflow.utils.net import get_hostname
 
     if not pid or hostname != get_hostname():  # type: ignore[no-untyped-call]

@@ -30,7 +30,7 @@ class RecentFirst(PriorityWeightStrategy):
     A run that is made when it is due has its whole weight, as the tasks of other DAGs have; the runs of a backfill
     have less, the older the less. It is reckoned when Airflow makes the task instance, and again when it is cleared.
 
-    At that moment Airflow hands over a task instance whose DAG run cannot be read yet, so the run's date comes from its
+    At that time Airflow hands over a task instance whose DAG run cannot be read yet, so the run's date comes from its
     id; a run whose id has none, because somebody named it, has its whole weight, too.
     """
 

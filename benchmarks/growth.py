@@ -211,7 +211,7 @@ class Planning:
 
 
 def _times(figures: list[children.Figures]) -> dict[Case, float]:
-    """Answer the median of each case."""
+    """Return the median of each case."""
     seconds: dict[Case, list[float]] = {case: [] for case in CASES}
     for case, each in zip(PLANS[1:], figures[1:], strict=True):
         seconds[case].append(each["seconds"])
@@ -219,7 +219,7 @@ def _times(figures: list[children.Figures]) -> dict[Case, float]:
 
 
 def _counts(counting: Counting) -> dict[Case, dict[str, float]]:
-    """Answer how many requests of each kind a plan has sent."""
+    """Return how many requests of each kind a plan has sent."""
     return {
         case: {
             kind: count / PLANS.count(case)

@@ -115,7 +115,7 @@ def simulated_rows(name: str, case: Case, simulated: Simulated) -> list[Row]:
 
 
 def answered(case: Case, simulated: Simulated) -> list[float]:
-    """Answer when the recordings had come, in the order of their calls."""
+    """Return when the recordings had come, in the order of their calls."""
     moments = {str(entry.call_id): entry.answered or 0.0 for entry in log.recordings(simulated.log)}
     assert len(moments) == len(case.calls)
     return [moments[call_id] for call_id in sorted(moments)]

@@ -8,7 +8,7 @@ from airflow_provider_amplemarket.sandbox.requestlog import LogEntry
 
 
 def recordings(log: Iterable[LogEntry]) -> list[LogEntry]:
-    """Answer the requests for recordings."""
+    """Return the requests for recordings."""
     return [entry for entry in log if entry.recording]
 
 
@@ -18,16 +18,16 @@ def refused(log: Iterable[LogEntry]) -> int:
 
 
 def plans(log: Iterable[LogEntry]) -> list[float]:
-    """Answer when the first page of calls was asked for: each time that a task began or came back."""
+    """Return when the first page of calls was asked for: each time that a task began or came back."""
     return [entry.time for entry in log if entry.path == "/calls" and "page" not in entry.query]
 
 
 def ended(log: Iterable[LogEntry]) -> float:
-    """Answer when the last recording had come."""
+    """Return when the last recording had come."""
     return max(entry.answered or 0.0 for entry in recordings(log))
 
 
 def last_burst(log: Iterable[LogEntry]) -> float:
-    """Answer how long the requests for recordings took that follow the last look at the list of calls."""
+    """Return how long the requests for recordings took that follow the last look at the list of calls."""
     log = list(log)
     return ended(log) - min(entry.time for entry in recordings(log) if entry.time >= plans(log)[-1])

@@ -109,7 +109,7 @@ def archive(airflow: Airflow, dag_id: str, sandbox: Sandbox, store: str) -> Meas
 
 
 def key_of(dag_id: str, call_id: str, start_date: str) -> str:
-    """Answer where a DAG puts a recording."""
+    """Return where a DAG puts a recording."""
     return f"{dag_id}/date={start_date[:10]}/{call_id}.mp3" if dag_id == OURS else f"{dag_id}/{call_id}.mp3"
 
 

@@ -54,7 +54,7 @@ def measured() -> Iterator[None]:
 
 
 def _status(name: str) -> float:
-    """Answer a figure of the process's memory, in MiB."""
+    """Return a figure of the process's memory, in MiB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].split()[0]) / 1024
 

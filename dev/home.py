@@ -160,7 +160,7 @@ class Home:
             raise
 
     def has_run(self) -> bool:
-        """Tell whether the example DAG has had a run here."""
+        """Return whether the example DAG has had a run here."""
         if not self.database.exists():
             return False
         # In a database that was cut short while it was made there is no such table yet.

@@ -187,7 +187,7 @@ def main() -> int:
 
 
 def ends() -> list[Member]:
-    """Answer the oldest and the newest member that this machine has a Python for."""
+    """Return the oldest and the newest member that this machine has a Python for."""
     newest = [python for python in NEWEST.pythons if find_python(python)]
     return [Member(LOWEST, LOWEST.pythons[0]), Member(NEWEST, (newest or NEWEST.pythons)[-1])]
 

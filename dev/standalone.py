@@ -148,7 +148,7 @@ def _tell(place: home.Home, url: str, sandbox_url: str, *, is_new: bool) -> None
 
 
 def _is_healthy(url: str, names: tuple[str, ...]) -> bool:
-    """Tell whether the API server answers and says that these are well."""
+    """Return whether the API server answers and says that these are well."""
     with suppress(OSError, ValueError, urllib.error.URLError):
         with urllib.request.urlopen(f"{url}/api/v2/monitor/health", timeout=5) as answer:
             health = json.load(answer)
@@ -182,7 +182,7 @@ def _stop(parts: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _free_port(wished: int) -> int:
-    """Answer the port, or another one where it is taken."""
+    """Return the port, or another one where it is taken."""
     for port in (wished, 0):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

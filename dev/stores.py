@@ -443,7 +443,7 @@ def lacking(why: str) -> NoReturn:
 
 
 def is_importable(package: str) -> bool:
-    """Say whether a package is installed, whose parents may not be, either."""
+    """Return whether a package is installed, whose parents may not be, either."""
     with contextlib.suppress(ModuleNotFoundError):
         return importlib.util.find_spec(package) is not None
     return False
@@ -547,7 +547,7 @@ def process(
 
 
 def answers(port: int) -> bool:
-    """Say whether something listens on a port of this machine."""
+    """Return whether something listens on a port of this machine."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False

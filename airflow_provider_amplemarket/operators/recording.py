@@ -75,10 +75,10 @@ class AmplemarketRecordingOperator(BaseOperator):
     :param path: root of the archive, as Airflow writes object-storage paths: ``s3://conn_id@bucket/recordings``,
         ``gs://…``, ``abfs://…``, ``file:///data/recordings``. (templated)
     :param storage_conn_id: connection of the storage, an alternative to the user part of ``path``. (templated)
-    :param start: first moment of the window (datetime or ISO 8601); the data interval's by default, or the end of
+    :param start: start of the window (datetime or ISO 8601); the data interval's by default, or the end of
         the last successful run where the interval is empty. (templated)
-    :param end: moment after the window's last; the data interval's end by default, or the moment from which the
-        run was due. (templated)
+    :param end: end of the window, which it does not include; the data interval's end by default, or the time from
+        which the run was due. (templated)
     :param lookback: how much earlier than ``start`` the window begins: calls appear in the API days late.
     :param call_ids: archive exactly these calls, whatever the window has: ids, or rows with a ``call_id``. An empty
         list asks for nothing; a template or an XCom of nothing is an error. Ids that the API's list no longer knows

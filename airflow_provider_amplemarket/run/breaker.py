@@ -59,7 +59,7 @@ class CircuitBreaker:
             self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        """Tell whether even if all that is undecided fails, and this one too, no limit is exceeded."""
+        """Return whether even if all that is undecided fails, and this one too, no limit is exceeded."""
         return all(
             self._undecided[kind] + self._in_a_row[kind] < limit
             for kind, limit in self._limits.items()

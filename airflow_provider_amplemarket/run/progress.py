@@ -31,7 +31,7 @@ class Progress:
         self.archived = 0
 
     def tell(self, outcome: Outcome, plan: Plan) -> None:
-        """Tell what became of a permit."""
+        """Log what became of a permit."""
         if outcome.status == Status.STORED:
             self._tell_of_recording(outcome, plan)
         elif outcome.status != Status.PENDING:

@@ -47,7 +47,7 @@ class Workers:
         """
         Let the threads end after the jobs that they have.
 
-        :param deadline: moment of :func:`time.monotonic` at which no thread is waited for any longer.
+        :param deadline: time of :func:`time.monotonic` at which no thread is waited for any longer.
         :return: whether all have ended.
         """
         for _ in self._threads:

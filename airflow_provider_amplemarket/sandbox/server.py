@@ -343,7 +343,7 @@ class Sandbox:
 
 
 def is_recording(request: Request) -> bool:
-    """Say whether a request is one to the recording endpoint, wherever it was sent.
+    """Return whether a request is one to the recording endpoint, wherever it was sent.
 
     :param request: The request.
     """
@@ -352,7 +352,7 @@ def is_recording(request: Request) -> bool:
 
 
 def is_file(request: Request) -> bool:
-    """Say whether a request is for a file to which a redirect leads and which, as a signed URL, needs no key.
+    """Return whether a request is for a file to which a redirect leads and which, as a signed URL, needs no key.
 
     :param request: The request.
     """

@@ -19,9 +19,9 @@ LONGEST_SLEEP = 30.0
 
 class QuotaTrigger(BaseTrigger):
     """
-    Fire once when a moment has come. It says once until when it waits and why, and asks nobody for anything.
+    Fire once at a given time. It says once until when it waits and why, and asks nobody for anything.
 
-    :param until: the moment, in seconds since the epoch.
+    :param until: that time, as a timestamp (seconds since the epoch).
     :param reason: what is waited for.
     """
 
@@ -32,7 +32,7 @@ class QuotaTrigger(BaseTrigger):
 
     @property
     def moment(self) -> pendulum.DateTime:
-        """The moment as a datetime, in UTC."""
+        """That time as a datetime, in UTC."""
         return pendulum.from_timestamp(self.until)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:

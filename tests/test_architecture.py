@@ -1,0 +1,85 @@
+"""The rooms of the package: who may know whom."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import airflow_provider_amplemarket
+
+PACKAGE = Path(airflow_provider_amplemarket.__file__).parent
+NAME = "airflow_provider_amplemarket"
+
+#: From the top of the house to its ground floor; the wings on one storey do not know each other.
+STOREYS = [{"operators"}, {"run"}, {"hooks"}, {"api", "archive", "quota"}]
+ROOMS = {room for storey in STOREYS for room in storey}
+#: What is on the ground floor and may be used by everybody; it uses nothing from above.
+GROUND_FLOOR = {
+    "audio",
+    "calls",
+    "exceptions",
+    "get_provider_info",
+    "interrupt",
+    "plugin",
+    "pool",
+    "priority",
+    "triggers",
+}
+OUTSIDE = {"sandbox"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the modules of the package that a file imports, wherever it does, below the package's name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.removeprefix(f"{NAME}.") for name in names if name.startswith(f"{NAME}."))
+
+
+def room_of(path: Path) -> str:
+    """Return the first part of a file's name below the package."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def files() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if room_of(path) != "__init__")
+
+
+def storey_of(room: str) -> int:
+    """Return how far below the top a room is."""
+    return next((number for number, storey in enumerate(STOREYS) if room in storey), len(STOREYS))
+
+
+def used() -> list[tuple[str, str, str]]:
+    """Return for each import of one room in another: the file, its room, and the other one."""
+    found = [(path, room_of(path), name.split(".")[0]) for path in files() for name in imports(path)]
+    return [(str(path.relative_to(PACKAGE)), room, other) for path, room, other in found if room != other]
+
+
+def test_every_file_has_a_room() -> None:
+    assert {room_of(path) for path in files()} == ROOMS | GROUND_FLOOR | OUTSIDE
+
+
+def test_nothing_is_imported_upwards_or_across() -> None:
+    wrong = [
+        (file, other)
+        for file, room, other in used()
+        if other in ROOMS and room not in OUTSIDE and storey_of(other) <= storey_of(room)
+    ]
+    assert wrong == []
+
+
+def test_nothing_imports_the_sandbox_and_it_imports_nothing() -> None:
+    assert [(file, other) for file, room, other in used() if OUTSIDE & {room, other} and other != "__version__"] == []
+
+
+def test_the_api_knows_nothing_of_airflow() -> None:
+    for path in (PACKAGE / "api").rglob("*.py"):
+        tree = ast.walk(ast.parse(path.read_text()))
+        names = [node.module or "" for node in tree if isinstance(node, ast.ImportFrom)]
+        assert [name for name in names if name.split(".")[0] == "airflow"] == []
