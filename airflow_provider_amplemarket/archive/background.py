@@ -39,20 +39,10 @@ def each(
     count = len(work)
     finished: SimpleQueue[_Outcome] = SimpleQueue()
 
-    def work_off() -> None:
-        while True:
-            try:
-                number, item = work.popleft()
-            except IndexError:
-                return
-            try:
-                finished.put((number, function(item), None))
-            except BaseException as error:
-                finished.put((number, None, error))
-
     try:
         for number in range(min(threads, count)):
-            threading.Thread(target=work_off, name=f"amplemarket-background-{number}", daemon=True).start()
+            name = f"amplemarket-background-{number}"
+            threading.Thread(target=_work_off, args=(function, work, finished), name=name, daemon=True).start()
         while len(results) < count:
             number, result, error = _next(finished, timeout, check)
             if error is not None:
@@ -61,6 +51,18 @@ def each(
     finally:
         work.clear()
     return [results[number] for number in range(count)]
+
+
+def _work_off(function: Callable[[T], R], work: deque[tuple[int, T]], finished: SimpleQueue[_Outcome]) -> None:
+    while True:
+        try:
+            number, item = work.popleft()
+        except IndexError:
+            return
+        try:
+            finished.put((number, function(item), None))
+        except BaseException as error:
+            finished.put((number, None, error))
 
 
 def _next(finished: SimpleQueue[_Outcome], timeout: float, check: Callable[[], None]) -> _Outcome:
