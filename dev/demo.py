@@ -52,7 +52,7 @@ def main() -> int:
 def results(place: home.Home, env: dict[str, str]) -> dict[str, Any]:
     """Read what the run has pushed."""
     quota = [str(place.limit), str(place.period)]
-    command = [sys.executable, "-m", "dev.results", home.DAG_ID, *quota, str(place.archive)]
+    command = [sys.executable, "-m", "dev.results", home.DAG_ID, home.CONN_ID, *quota, str(place.archive)]
     done = subprocess.run(command, env=env, cwd=home.CHECKOUT, capture_output=True, text=True)
     if done.returncode:
         print(f"\nThe run's result cannot be read:\n{done.stderr[-4000:]}")

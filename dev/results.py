@@ -18,17 +18,16 @@ from sqlalchemy import select
 from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.quota.ledger import variable_name
 from airflow_provider_amplemarket.quota.rate import LedgerState, RateLimit
-from dev.home import CONN_ID
 
 
-def main(dag_id: str, limit: RateLimit, archive: Path) -> None:
+def main(dag_id: str, conn_id: str, limit: RateLimit, archive: Path) -> None:
     """Print the result, the summary, and how many permits were spent."""
     with create_session() as session:
         newest = select(DagRun.run_id).where(DagRun.dag_id == dag_id).order_by(DagRun.id.desc()).limit(1)
         run_id = session.scalar(newest)
         rows = session.scalars(select(XComModel).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id))
         values = {row.key: XComModel.deserialize_value(row) for row in rows}
-    text = Variable.get(variable_name(CONN_ID), default_var=None)
+    text = Variable.get(variable_name(conn_id), default_var=None)
     state = LedgerState.load(text) if text else LedgerState()
     spent = count_spent(state, archive, limit, conn_id=conn_id, now=time.time())
     print(json.dumps({"result": values["return_value"], "summary": values["summary"], "spent": spent}))
@@ -45,16 +44,16 @@ def count_spent(state: LedgerState, archive: Path, limit: RateLimit, *, conn_id:
     return len(known.at(now, limit=limit, horizon=limit.period).spent)
 
 
-def _requests(sidecar: Path) -> Iterator[tuple[str, float]]:
+def _requests(sidecar: Path, conn_id: str) -> Iterator[tuple[str, float]]:
     """Yield the permits that a sidecar tells of, and the timestamps that they count from."""
     try:
         record = json.loads(sidecar.read_text())
     except (OSError, ValueError):  # one that is being written
         return
     if isinstance(record, Mapping):
-        requests = Sidecar.load(record).known_requests(CONN_ID)
+        requests = Sidecar.load(record).known_requests(conn_id)
         yield from ((permit, answered_at.timestamp()) for permit, answered_at in requests if permit)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], RateLimit(int(sys.argv[2]), float(sys.argv[3])), Path(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], RateLimit(int(sys.argv[3]), float(sys.argv[4])), Path(sys.argv[5]))
