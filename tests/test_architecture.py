@@ -24,6 +24,7 @@ GROUND_FLOOR = {
     "plugin",
     "pool",
     "priority",
+    "threads",
     "triggers",
 }
 OUTSIDE = {"sandbox"}

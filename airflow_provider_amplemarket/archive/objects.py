@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_amplemarket.archive import background
-from airflow_provider_amplemarket.archive.digest import CHUNK, Digest, read_digest
 from airflow_provider_amplemarket.archive.staging import STAGING, staging, temporary_parent
+from airflow_provider_amplemarket.audio import MpegFrames
 from airflow_provider_amplemarket.exceptions import ArchiveError
+from airflow_provider_amplemarket.threads import each
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -27,9 +29,27 @@ R = TypeVar("R")
 #: Seconds more for fsspec to end by itself what takes too long.
 _GRACE = 5.0
 _THREADS = 16
+#: Bytes that are read at once.
+_CHUNK = 8 * 1024**2
 
 #: Protocols of stores whose uploads are known to become visible all at once.
 _WHOLE = frozenset({"file", "s3", "gs", "abfs"})
+
+
+@dataclass(frozen=True)
+class Digest:
+    """
+    What an object is found to be when it is read.
+
+    :param size: in bytes.
+    :param sha256: in hexadecimal.
+    :param is_whole: whether it is MPEG audio whose frames run to the end; False for other audio, of which nothing
+        is known.
+    """
+
+    size: int
+    sha256: str
+    is_whole: bool
 
 
 class ObjectStore:
@@ -145,7 +165,7 @@ class ObjectStore:
     def wait_for_each(self, function: Callable[[T], R], items: Iterable[T], timeout: float) -> list[R]:
         """Return a function's results for several items; so many seconds may pass without any."""
         self._check_aborted()
-        return background.each(function, items, threads=_THREADS, timeout=timeout + _GRACE, check=self._check_aborted)
+        return each(function, items, threads=_THREADS, timeout=timeout + _GRACE, check=self._check_aborted)
 
     def _check_aborted(self) -> None:
         if self.is_aborted:
@@ -159,14 +179,16 @@ class ObjectStore:
 
     def _read_digest(self, key: str) -> Digest:
         deadline = time.monotonic() + TIMEOUT
-
-        def check() -> None:
-            self._check_aborted()
-            if time.monotonic() > deadline:  # nobody waits for it any more
-                raise TimeoutError("it takes too long")
-
-        with self.fs.open(self.full_name(key), "rb", block_size=CHUNK) as file:
-            return read_digest(file, check)
+        size, sha256, frames = 0, hashlib.sha256(), MpegFrames()
+        with self.fs.open(self.full_name(key), "rb", block_size=_CHUNK) as file:
+            while chunk := file.read(_CHUNK):
+                self._check_aborted()
+                if time.monotonic() > deadline:  # nobody waits for it any more
+                    raise TimeoutError("it takes too long")
+                size += len(chunk)
+                sha256.update(chunk)
+                frames.feed(chunk)
+        return Digest(size, sha256.hexdigest(), frames.is_whole)
 
 
 @contextmanager

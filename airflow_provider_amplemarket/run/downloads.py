@@ -31,7 +31,7 @@ from airflow_provider_amplemarket.run.orphans import Orphans
 from airflow_provider_amplemarket.run.plan import Plan
 from airflow_provider_amplemarket.run.progress import Progress
 from airflow_provider_amplemarket.run.rules import Rules
-from airflow_provider_amplemarket.run.workers import Workers
+from airflow_provider_amplemarket.threads import Workers
 
 log = logging.getLogger(__name__)
 

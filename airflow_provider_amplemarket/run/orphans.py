@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_provider_amplemarket.archive.digest import Digest
 from airflow_provider_amplemarket.archive.entry import Item
+from airflow_provider_amplemarket.archive.objects import Digest
 from airflow_provider_amplemarket.archive.recorder import Recorder
 from airflow_provider_amplemarket.archive.sidecar import Status
 from airflow_provider_amplemarket.archive.store import Archive

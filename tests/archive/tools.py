@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_amplemarket.archive.digest import Digest
 from airflow_provider_amplemarket.archive.layout import Layout, Place
+from airflow_provider_amplemarket.archive.objects import Digest
 from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.archive.staging import STAGING
 from airflow_provider_amplemarket.archive.store import Archive

@@ -21,8 +21,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 from airflow_provider_amplemarket.archive import staging as staging_module
 from airflow_provider_amplemarket.archive import store as archive_module
 from airflow_provider_amplemarket.archive import upload
-from airflow_provider_amplemarket.archive.digest import Digest
 from airflow_provider_amplemarket.archive.layout import Layout
+from airflow_provider_amplemarket.archive.objects import Digest
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConfigurationError,
