@@ -9,8 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_amplemarket.archive.layout import DEFAULT_KEY, Layout, Place
-from airflow_provider_amplemarket.archive.template import FIELDS
+from airflow_provider_amplemarket.archive.layout import DEFAULT_KEY, FIELDS, Layout, Place
 from airflow_provider_amplemarket.calls import Call
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError
 
