@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from airflow_provider_amplemarket.archive.layout import Place
-from airflow_provider_amplemarket.archive.sidecar import Sidecar, Status
+from airflow_provider_amplemarket.archive.sidecar import NO_SIDECAR, Sidecar, Status
 from airflow_provider_amplemarket.calls import Call, start_of
 
 #: Audio beside a sidecar of these was published after it, by a writer that died before the next sidecar.
@@ -20,38 +20,32 @@ class Entry:
 
     :param place: its keys.
     :param size: size of the audio object in bytes; None where there is none.
-    :param sidecar: what the sidecar says; None where there is none that can be read.
+    :param sidecar: what the sidecar says; nothing where there is none that can be read.
     """
 
     place: Place
     size: int | None = None
-    sidecar: Sidecar | None = None
-
-    @property
-    def status(self) -> Status | None:
-        """The sidecar's status; None where there is none."""
-        return self.sidecar.status if self.sidecar else None
+    sidecar: Sidecar = NO_SIDECAR
 
     @property
     def is_stored(self) -> bool:
         """Whether the recording is there, whole and committed."""
-        sidecar = self.sidecar or Sidecar()
-        is_whole = self.size is not None and sidecar.size == self.size
-        return sidecar.status == Status.STORED and is_whole
+        if self.size is None or self.sidecar.status != Status.STORED:
+            return False
+        return self.sidecar.size == self.size
 
     @property
     def is_settled(self) -> bool:
         """Whether there is nothing to do about it, ever: it is stored, or was removed for good."""
-        return self.is_stored or self.status == Status.DELETED
+        return self.is_stored or self.sidecar.status == Status.DELETED
 
     @property
     def is_orphaned(self) -> bool:
         """Whether the audio was published, which is always whole, but its writer died before the sidecar."""
-        sidecar = self.sidecar or Sidecar()
-        is_before_audio = sidecar.is_blank or sidecar.status in _BEFORE_AUDIO
         # What was there already when the sidecar was written is not what its writer published afterwards.
-        is_new = sidecar.audio_size != self.size
-        return bool(self.size) and is_before_audio and is_new
+        if not self.size or self.size == self.sidecar.audio_size:
+            return False
+        return self.sidecar.is_blank or self.sidecar.status in _BEFORE_AUDIO
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class Item:
     @property
     def sidecar(self) -> Sidecar:
         """What the sidecar says; nothing where there is none."""
-        return self.entry.sidecar or Sidecar()
+        return self.entry.sidecar
 
     @property
     def last(self) -> Sidecar:
@@ -91,5 +85,6 @@ class Item:
 
         :param size: of the audio that was published with it, in bytes; None where none was.
         """
-        size = self.entry.size if size is None else size
+        if size is None:
+            size = self.entry.size
         return replace(self, entry=replace(self.entry, sidecar=sidecar, size=size))

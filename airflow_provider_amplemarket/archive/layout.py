@@ -224,7 +224,9 @@ class _Template:
 
 def _plain(value: Any) -> str:
     """Return a value as part of a key: what is not plain in it is replaced."""
+    if value is None:
+        return "unknown"
     if isinstance(value, bool):
         return str(value).lower()
-    text = "" if value is None else re.sub(r"[^A-Za-z0-9._+@=-]", "_", str(value))[:128]
+    text = re.sub(r"[^A-Za-z0-9._+@=-]", "_", str(value))[:128]
     return text if text.strip(".") else "unknown"

@@ -8,7 +8,7 @@ absent, and what is not known is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -151,21 +151,14 @@ class Sidecar:
 
     def was_written_by(self, attempt: Attempt, *, this_try: bool = False) -> bool:
         """Return whether it was written by that task in that run since it was last cleared, or in that very try."""
-        of_task = (self.dag_id, self.task_id, self.run_id, self.map_index, self.max_tries)
-        is_same_task = of_task == (
-            attempt.dag_id,
-            attempt.task_id,
-            attempt.run_id,
-            attempt.map_index,
-            attempt.max_tries,
-        )
-        return is_same_task and (not this_try or self.try_number == attempt.try_number)
+        differing = {name for name, value in asdict(attempt).items() if getattr(self, name) != value}
+        return differing <= (set() if this_try else {"try_number"})
 
     def requests_of(self, *statuses: Status) -> int:
         """Return how many requests in a row, the last ones, came to one of these statuses."""
         if self.status not in statuses:
             return 0
-        return max(1, self.requests or 1)  # older sidecars do not say
+        return max(1, self.requests or 1)
 
     def known_requests(self, conn_id: str) -> Iterator[tuple[str | None, datetime]]:
         """
@@ -179,6 +172,10 @@ class Sidecar:
                 yield self.permit, self.answered_at
         if self.overwrite is not None:
             yield from self.overwrite.known_requests(conn_id)
+
+
+#: Where there is no sidecar, or none that can be read.
+NO_SIDECAR = Sidecar()
 
 
 def _plain(value: Any) -> Any:

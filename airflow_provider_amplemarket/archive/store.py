@@ -12,7 +12,7 @@ from pathlib import Path
 from airflow_provider_amplemarket.archive.entry import Entry
 from airflow_provider_amplemarket.archive.layout import Layout, Place
 from airflow_provider_amplemarket.archive.objects import TIMEOUT, ObjectStore, archive_errors
-from airflow_provider_amplemarket.archive.sidecar import Sidecar
+from airflow_provider_amplemarket.archive.sidecar import NO_SIDECAR, Sidecar
 from airflow_provider_amplemarket.archive.storage import open_storage
 from airflow_provider_amplemarket.archive.upload import publish
 from airflow_provider_amplemarket.archive.writecheck import check_writable
@@ -116,14 +116,17 @@ class Archive(ObjectStore):
 
     def _entries(self, places: list[Place], sizes: Mapping[str, int]) -> dict[str, Entry]:
         present = [place.sidecar for place in places if place.sidecar in sizes]
-        sidecars = dict(zip(present, self.wait_for_each(self._sidecar, present, TIMEOUT), strict=True))
-        return {place.audio: Entry(place, sizes.get(place.audio), sidecars.get(place.sidecar)) for place in places}
+        sidecars = dict(zip(present, self.wait_for_each(self._read_sidecar, present, TIMEOUT), strict=True))
+        return {
+            place.audio: Entry(place, sizes.get(place.audio), sidecars.get(place.sidecar, NO_SIDECAR))
+            for place in places
+        }
 
-    def _sidecar(self, key: str) -> Sidecar | None:
-        """Return what a sidecar says; None where there is none that can be read."""
+    def _read_sidecar(self, key: str) -> Sidecar:
+        """Return what a sidecar says; nothing where there is none that can be read."""
         with archive_errors(f"{self.uri(key)} could not be read"):
             try:
                 data = json.loads(self.fs.cat_file(self.full_name(key), **self.timeout_option(TIMEOUT)))
             except (FileNotFoundError, ValueError):
-                return None
-        return Sidecar.load(data) if isinstance(data, dict) else None
+                return NO_SIDECAR
+        return Sidecar.load(data) if isinstance(data, dict) else NO_SIDECAR

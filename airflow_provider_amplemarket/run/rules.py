@@ -37,8 +37,6 @@ class Rules:
 
     def status_of(self, item: Item, now: datetime) -> Status:
         """Return what is with a wanted call."""
-        if item.entry.sidecar is None:
-            return Status.PENDING
         if item.sidecar.status == Status.DELETED:
             return Status.DELETED
         last = item.last if self.overwrite else item.sidecar

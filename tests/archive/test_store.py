@@ -71,7 +71,7 @@ class TestEveryStore:
     def test_entry_is_stored_once_the_record_is_there(self, archive: Archive) -> None:
         publish(archive, place().audio)
         entry = archive.entries([place()])[place().audio]
-        assert (entry.size, entry.sidecar) == (len(AUDIO), None)
+        assert (entry.size, entry.sidecar) == (len(AUDIO), Sidecar())
         assert entry.is_orphaned
         assert not entry.is_stored
         commit(archive, place(), status="stored", size=len(AUDIO))
@@ -100,7 +100,7 @@ class TestEveryStore:
     def test_what_an_entry_comes_to(
         self, size: int | None, record: dict[str, Any] | None, is_stored: bool, is_orphaned: bool
     ) -> None:
-        entry = Entry(place(), size, None if record is None else Sidecar.load(record))
+        entry = Entry(place(), size, Sidecar.load(record or {}))
         assert (entry.is_stored, entry.is_orphaned) == (is_stored, is_orphaned)
 
     @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ class TestEveryStore:
         publish(archive, place().audio)
         publish(archive, place().sidecar, text)
         entry = archive.entries([place()])[place().audio]
-        assert entry.sidecar is None
+        assert entry.sidecar == Sidecar()
         assert entry.is_orphaned
 
     def test_one_listing_for_each_folder_and_one_read_for_each_record(
@@ -276,7 +276,7 @@ class TestEveryStore:
             raise FileNotFoundError(path)
 
         monkeypatch.setattr(archive.fs, "cat_file", vanish)
-        assert archive.entries([place()])[place().audio].sidecar is None
+        assert archive.entries([place()])[place().audio].sidecar == Sidecar()
 
     def test_staging_is_private_and_gone_afterwards(
         self, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

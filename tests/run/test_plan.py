@@ -14,7 +14,7 @@ PLACE = Place("a.mp3", "a.json", "")
 
 
 def call(call_id: str, start: str | None, **fields: Any) -> Item:
-    return Item({"id": call_id, "start_date": start}, Entry(PLACE, None, Sidecar.load(fields) if fields else None))
+    return Item({"id": call_id, "start_date": start}, Entry(PLACE, None, Sidecar.load(fields)))
 
 
 def test_what_is_to_be_done_comes_oldest_first_and_undated_last() -> None:

@@ -44,9 +44,7 @@ def item(
 ) -> Item:
     if sidecar is not None and sidecar["status"] == Status.STORED and size is None:
         size = 9
-    return Item(
-        {"id": "a", "start_date": start}, Entry(PLACE, size, None if sidecar is None else Sidecar.load(sidecar))
-    )
+    return Item({"id": "a", "start_date": start}, Entry(PLACE, size, Sidecar.load(sidecar or {})))
 
 
 def written_by(attempt: Attempt, sidecar: Mapping[str, Any], *, this_try: bool = False) -> bool:
