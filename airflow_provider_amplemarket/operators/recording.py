@@ -11,17 +11,14 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import pendulum
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_amplemarket.archive.layout import DEFAULT_KEY, Layout
 from airflow_provider_amplemarket.archive.recorder import Recorder
-from airflow_provider_amplemarket.archive.sidecar import Attempt
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.calls import Call
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketConfigurationError,
-    AmplemarketError,
     ArchiveIncompleteError,
     AuthenticationError,
     ConnectionNotDefinedError,
@@ -30,19 +27,17 @@ from airflow_provider_amplemarket.exceptions import (
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.interrupt import failing_when_interrupted
 from airflow_provider_amplemarket.pool import POOL_NAME
-from airflow_provider_amplemarket.quota.ledger import Ledger
-from airflow_provider_amplemarket.quota.rate import RateLimit
-from airflow_provider_amplemarket.run import report
-from airflow_provider_amplemarket.run.call_ids import is_nothing, read_call_ids
-from airflow_provider_amplemarket.run.clock import warn_of_skew
 from airflow_provider_amplemarket.run.downloads import Downloads
-from airflow_provider_amplemarket.run.known import known_requests
 from airflow_provider_amplemarket.run.named import NamedCalls
+from airflow_provider_amplemarket.run.parameters import check_parameters, read_call_ids, read_text
 from airflow_provider_amplemarket.run.plan import Plan
 from airflow_provider_amplemarket.run.planning import Planner
-from airflow_provider_amplemarket.run.rules import Rules
-from airflow_provider_amplemarket.run.waiting import Pause
-from airflow_provider_amplemarket.run.window import Window, resolve
+from airflow_provider_amplemarket.run.quota import Pause, limit_of, open_ledger, warn_of_skew
+from airflow_provider_amplemarket.run.report import Summary, list_failures, rows
+from airflow_provider_amplemarket.run.rules import Rules, attempt_of
+from airflow_provider_amplemarket.run.selection import has_duration
+from airflow_provider_amplemarket.run.window import resolve, warn_of_lookback
+from airflow_provider_amplemarket.run.work import Work
 from airflow_provider_amplemarket.triggers.quota import QuotaTrigger
 
 if TYPE_CHECKING:
@@ -51,16 +46,9 @@ if TYPE_CHECKING:
 #: Waits shorter than this many seconds, or than a quarter of the period, are slept in the worker: a trigger that
 #: fires at once can race the scheduler, which then fails a healthy task.
 SLEEP_BELOW = 60.0
-#: How much of the pace of the last burst is relied on: where the next one is faster, the permits should be there.
-RELIED_ON = 0.9
 
 #: What a parameter is that the DAG does not give, where None may be what a template or an XCom came to.
 _NOT_GIVEN: Any = object()
-
-
-def has_duration(call: Call) -> bool:
-    """Select the calls whose ``duration`` is not 0: nobody spoke in the others."""
-    return bool(call.get("duration") != 0)
 
 
 class AmplemarketRecordingOperator(BaseOperator):
@@ -84,16 +72,16 @@ class AmplemarketRecordingOperator(BaseOperator):
         list asks for nothing; a template or an XCom of nothing is an error. Ids that the API's list no longer knows
         go under ``undated/``. ``select`` and ``user_id`` do not apply. (templated)
     :param user_id: archive only this user's calls. (templated)
-    :param select: called with each call as the API gave it; only those it answers true for are archived.
+    :param select: called with each call as the API gave it; only those for which it returns true are archived.
     :param key: format string for the objects' names, over the call's fields; see :class:`.layout.Layout`.
     :param sidecar: ``"full"`` keeps the call as the API gave it beside the recording, ``"minimal"`` only ids,
         times and hash.
     :param overwrite: ask for recordings that are archived, too.
     :param not_found_for: how long after its start a call that the API has no recording of (404) is asked for again.
     :param give_up_after: how long after its first request a call that fails, in more than one run or after a clear,
-        is given up; that is final and no failure, unless the task is cleared, or ``call_ids`` or ``overwrite`` ask
-        for it again. 0 gives up in the run after the first that failed. Where more than three fail and nothing is
-        archived beside them, none is given up. What cannot be asked for at all fails until so long after the call.
+        is given up: it fails no run any more, and is asked for again only if the task is cleared, or ``call_ids`` or
+        ``overwrite`` ask for it. None is given up where more than three fail and nothing is archived beside them.
+        A call that cannot be asked for at all fails the runs until so long after its start.
     :param max_concurrency: downloads at once, 1 to 32.
     :param max_wait: how long after its start a try may still wait for quota; when more is needed it fails with
         what is left. None waits as long as it takes.
@@ -117,10 +105,9 @@ class AmplemarketRecordingOperator(BaseOperator):
     )
     ui_color = "#d9e8fb"
 
-    #: Set by ``on_kill``; exists only while the task runs.
+    #: Set by ``on_kill``; exists only while the task runs, as what it works with.
     _cancel: threading.Event | None = None
-    #: Exists only while the task runs.
-    _archive: Archive | None = None
+    _work: Work | None = None
 
     def __init__(
         self,
@@ -152,10 +139,9 @@ class AmplemarketRecordingOperator(BaseOperator):
         self.end = end
         self.lookback = lookback
         self.call_ids = None if call_ids is _NOT_GIVEN else call_ids
-        self._names_calls = self.call_ids is not None
-        # In a DAG file None is the same as the default; in an expanded task it is what an upstream task has answered.
+        # In a DAG file None is the same as the default; in an expanded task it is what an upstream task has returned.
         is_expanded = getattr(self, "_BaseOperator__from_mapped", False)  # Airflow's own mark
-        self._names_none = call_ids is None and is_expanded
+        self._names_calls = self.call_ids is not None or (call_ids is None and is_expanded)
         self.user_id = user_id
         self.select = select
         self.key = key
@@ -167,7 +153,7 @@ class AmplemarketRecordingOperator(BaseOperator):
         self.max_wait = max_wait
         self.deferrable = deferrable
         self.amplemarket_conn_id = amplemarket_conn_id
-        self._check()
+        check_parameters(self)
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
@@ -177,24 +163,6 @@ class AmplemarketRecordingOperator(BaseOperator):
         partial = super().partial(**kwargs)
         partial.kwargs.setdefault("pool", POOL_NAME)
         return partial
-
-    def _check(self) -> None:
-        """Refuse what cannot work while the DAG is parsed."""
-
-        def wrong(what: str) -> AmplemarketConfigurationError:
-            return AmplemarketConfigurationError(f"{type(self).__name__} {self.task_id!r}: {what}")
-
-        for name in ("lookback", "not_found_for", "give_up_after", "max_wait"):
-            value = getattr(self, name)
-            if not (isinstance(value, timedelta) and value >= timedelta(0)) and (name, value) != ("max_wait", None):
-                raise wrong(f"{name} must be a timedelta of 0 or more, not {value!r}")
-        if not isinstance(self.max_concurrency, int) or not 1 <= self.max_concurrency <= 32:
-            raise wrong(f"max_concurrency must be a whole number from 1 to 32, not {self.max_concurrency!r}")
-        if self.sidecar not in ("full", "minimal"):
-            raise wrong(f"sidecar must be 'full' or 'minimal', not {self.sidecar!r}")
-        if not callable(self.select):
-            raise wrong("select must be callable with a call")
-        Layout(self.key)
 
     @cached_property
     def hook(self) -> AmplemarketHook:
@@ -222,8 +190,8 @@ class AmplemarketRecordingOperator(BaseOperator):
         if self._cancel is not None:
             self._cancel.set()
             self.hook.abort()
-        if self._archive is not None:
-            self._archive.abort()
+        if self._work is not None:
+            self._work.archive.abort()
 
     def _archive_calls(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
         try:
@@ -240,133 +208,78 @@ class AmplemarketRecordingOperator(BaseOperator):
         :param earlier: the summary of this try before it waited; empty if it has not.
         :param memory: what was found of the calls of ``call_ids`` before that.
         """
-        self._cancel = cancel = threading.Event()
-        self._archive = archive = Archive(self.path, conn_id=_text(self.storage_conn_id), layout=Layout(self.key))
+        self._cancel = threading.Event()
         named = self._named_calls(memory)
-        rules = self._rules(context, insists=named is not None)
-        summary = {
-            "started_at": earlier.get("started_at") or pendulum.instance(context["ti"].start_date).isoformat(),
-            "permits_spent": int(earlier.get("permits_spent", 0)),
-        }
-        is_first = not earlier
+        work = self._work = self._prepare(context, self._cancel, insists=named is not None)
+        work.go_on()
+        summary = Summary(context["ti"], earlier)
         while True:
-            plan = self._plan(context, archive, rules, named)
-            if is_first:
+            plan = self._plan(context, work, named)
+            if summary.is_new:
                 warn_of_skew(self.hook.clock_skew)
-                is_first = False
-            downloads = self._downloads(plan, archive, rules, cancel)
+            ledger = open_ledger(plan, work, patience=SLEEP_BELOW if self.deferrable else math.inf)
+            downloads = Downloads(plan, work, ledger=ledger, concurrency=self.max_concurrency)
+            busy = None
             try:
-                busy = _run_unless_busy(downloads)
+                downloads.prepare()
+                downloads.run()
+            except LedgerBusyError as error:
+                busy = error
             finally:
-                summary = self._push_summary(context, summary, downloads)
-            plan = downloads.plan
-            if not plan.left:
-                break
-            pause = (
-                Pause.of_ledger(busy) if busy else Pause.of_quota(plan, downloads.ledger, RELIED_ON * downloads.pace)
-            )
-            self._wait(context, plan, pause, downloads.ledger, summary, named)
-        return self._result(plan, archive, summary)
+                summary.push(downloads.plan, requests=downloads.requests)
+            if not downloads.plan.left:
+                return self._result(downloads, summary)
+            pause = Pause.of_ledger(busy) if busy else Pause.of_quota(downloads.plan, ledger, downloads.pace)
+            self._wait(downloads, pause, summary, named)
 
     def _named_calls(self, memory: str | None) -> NamedCalls | None:
         """Read ``call_ids``; None where the window's calls are wanted."""
-        if not (self._names_calls or self._names_none):
+        if not self._names_calls:
             return None
         named = NamedCalls(read_call_ids(self.call_ids))
         if memory is not None:
             named.remember(memory)
         return named
 
-    def _rules(self, context: Context, *, insists: bool) -> Rules:
-        # Clearing a task gives it the tries that it has had, on top of its own; nothing else does.
-        is_cleared = context["ti"].max_tries > (self.retries or 0)
-        return Rules(
-            attempt=attempt_of(context),
-            overwrite=self.overwrite,
-            not_found_for=self.not_found_for,
-            give_up_after=self.give_up_after,
-            insists=insists or is_cleared,
-        )
-
-    def _plan(self, context: Context, archive: Archive, rules: Rules, named: NamedCalls | None) -> Plan:
-        planner = Planner(
-            hook=self.hook,
-            archive=archive,
-            rules=rules,
-            select=self.select,
-            key=self.key,
-            check=self._check_told_to_stop,
-        )
+    def _plan(self, context: Context, work: Work, named: NamedCalls | None) -> Plan:
+        planner = Planner(work=work, select=self.select, key=self.key)
         if named is not None:
             return planner.of_named(named)
-        return planner.of_window(self._window(context), _text(self.user_id))
-
-    def _window(self, context: Context) -> Window:
         window = resolve(context, start=self.start, end=self.end, lookback=self.lookback)
-        if self.not_found_for > self.lookback:
-            self.log.warning(
-                "lookback=%s is shorter than not_found_for=%s: calls without recording may leave the window "
-                "before they are asked for again",
-                self.lookback,
-                self.not_found_for,
-            )
-        return window
+        warn_of_lookback(self.lookback, self.not_found_for)
+        return planner.of_window(window, read_text(self.user_id))
 
-    def _downloads(self, plan: Plan, archive: Archive, rules: Rules, cancel: threading.Event) -> Downloads:
-        ledger = self._ledger(plan, cancel)
-        recorder = Recorder(
-            attempt=rules.attempt,
-            conn_id=self.amplemarket_conn_id,
-            is_full=self.sidecar == "full",
-            hold=timedelta(seconds=ledger.limit.hold),
-        )
-        return Downloads(
-            plan,
+    def _prepare(self, context: Context, cancel: threading.Event, *, insists: bool) -> Work:
+        # Clearing a task gives it the tries that it has had, on top of its own; nothing else does.
+        is_cleared = context["ti"].max_tries > (self.retries or 0)
+        attempt = attempt_of(context)
+        return Work(
             hook=self.hook,
-            archive=archive,
-            ledger=ledger,
-            rules=rules,
-            recorder=recorder,
-            concurrency=self.max_concurrency,
+            archive=Archive(self.path, conn_id=read_text(self.storage_conn_id), layout=Layout(self.key)),
+            rules=Rules(
+                attempt=attempt,
+                overwrite=self.overwrite,
+                not_found_for=self.not_found_for,
+                give_up_after=self.give_up_after,
+                insists=insists or is_cleared,
+            ),
+            recorder=Recorder(
+                attempt=attempt,
+                conn_id=self.amplemarket_conn_id,
+                is_full=self.sidecar == "full",
+                hold=timedelta(seconds=limit_of(self.hook).hold),
+            ),
             cancel=cancel,
         )
 
-    def _ledger(self, plan: Plan, cancel: threading.Event) -> Ledger:
-        """Open the ledger, with the requests of the last period that the sidecars tell of."""
-        settings = self.hook.settings
-        limit = RateLimit(settings.limit, settings.period)
-        by_permit, anonymous = known_requests(plan.items.values(), self.amplemarket_conn_id, hold=limit.hold)
-        return Ledger(
-            conn_id=self.amplemarket_conn_id,
-            limit=limit,
-            answer_timeout=settings.deadline,
-            known_requests=by_permit,
-            anonymous_requests=anonymous,
-            patience=SLEEP_BELOW if self.deferrable else math.inf,
-            cancelled=cancel.is_set,
-        )
-
-    def _push_summary(self, context: Context, before: Mapping[str, Any], downloads: Downloads) -> dict[str, Any]:
-        spent = before["permits_spent"] + downloads.requests
-        summary = {"started_at": before["started_at"], **report.summary(downloads.plan), "permits_spent": spent}
-        context["ti"].xcom_push(key="summary", value=summary)
-        return summary
-
-    def _wait(
-        self,
-        context: Context,
-        plan: Plan,
-        pause: Pause,
-        ledger: Ledger,
-        summary: Mapping[str, Any],
-        named: NamedCalls | None,
-    ) -> None:
+    def _wait(self, downloads: Downloads, pause: Pause, summary: Summary, named: NamedCalls | None) -> None:
         """Wait until there can be permits: in the triggerer, or in the worker where the wait is short."""
-        self._check_told_to_stop()
-        until = pause.within(self.max_wait, summary["started_at"], plan)
+        plan, ledger = downloads.plan, downloads.ledger
+        downloads.work.go_on()
+        until = pause.within(self.max_wait, summary.started_at, plan)
         is_short = until - ledger.clock() < min(SLEEP_BELOW, ledger.limit.period / 4)
         is_deferred = self.deferrable and not is_short
-        context["ti"].xcom_push(key="summary", value={**summary, **pause.summary(plan, until)})
+        summary.push(plan, waiting=pause.summary(until))
         self.log.info("%s", pause.text(plan, until, is_deferred=is_deferred))
         if is_deferred:
             self.defer(
@@ -376,42 +289,11 @@ class AmplemarketRecordingOperator(BaseOperator):
             )
         # In slices, for on_kill; it runs in a signal's handler, where waiting for the Event could lock itself out.
         while (seconds := until - ledger.clock()) > 0:
-            self._check_told_to_stop()
+            downloads.work.go_on()
             time.sleep(min(seconds, 1.0))
 
-    def _result(self, plan: Plan, archive: Archive, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-        self.log.info("Done: %s", json.dumps(summary))
-        if failures := plan.failures():
-            raise ArchiveIncompleteError(f"{len(failures)} recordings failed: {report.list_failures(failures)}")
-        return report.rows(plan, archive)
-
-    def _check_told_to_stop(self) -> None:
-        if self._cancel is not None and self._cancel.is_set():
-            raise AmplemarketError("The task was told to stop")
-
-
-def attempt_of(context: Mapping[str, Any]) -> Attempt:
-    """Return who asks, from the task's context."""
-    ti = context["ti"]
-    return Attempt(
-        dag_id=ti.dag_id,
-        task_id=ti.task_id,
-        run_id=ti.run_id,
-        map_index=-1 if ti.map_index is None else ti.map_index,
-        max_tries=ti.max_tries,
-        try_number=ti.try_number,
-    )
-
-
-def _run_unless_busy(downloads: Downloads) -> LedgerBusyError | None:
-    """Download as far as there are permits; return why others keep it from that, if they do."""
-    try:
-        downloads.prepare()
-        downloads.run()
-    except LedgerBusyError as error:
-        return error
-    return None
-
-
-def _text(value: object) -> str | None:
-    return None if is_nothing(value) else str(value).strip()
+    def _result(self, downloads: Downloads, summary: Summary) -> list[dict[str, Any]]:
+        self.log.info("Done: %s", json.dumps(summary.figures))
+        if failures := downloads.plan.failures():
+            raise ArchiveIncompleteError(f"{len(failures)} recordings failed: {list_failures(failures)}")
+        return rows(downloads.plan, downloads.work.archive)

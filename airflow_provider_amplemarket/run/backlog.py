@@ -9,9 +9,8 @@ import pendulum
 
 from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.sidecar import Status
-from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.run.plan import Plan
-from airflow_provider_amplemarket.run.rules import Rules
+from airflow_provider_amplemarket.run.work import Work
 
 #: Seconds after which the archive is looked at again before a request is sent: another task may have been there.
 FRESH_FOR = 30.0
@@ -24,17 +23,15 @@ class Backlog:
     Keep the pending calls.
 
     :param plan: what has them.
-    :param archive: where to look again.
-    :param rules: what is with a call then.
+    :param work: what the try works with.
     :param clock: the time in seconds since the epoch.
     """
 
-    def __init__(self, plan: Plan, *, archive: Archive, rules: Rules, clock: Callable[[], float]) -> None:
+    def __init__(self, plan: Plan, work: Work, clock: Callable[[], float]) -> None:
         self._items = deque(plan.pending)
         self._seen_at = plan.made_at
         self._seen_again_at: dict[str, float] = {}
-        self._archive = archive
-        self._rules = rules
+        self._work = work
         self._clock = clock
 
     def __len__(self) -> int:
@@ -69,9 +66,9 @@ class Backlog:
     def _look_again(self, now: float) -> list[tuple[Item, Status]]:
         """See what other tasks have done: one listing of each folder for the next calls together."""
         items = [self._items.popleft() for _ in range(min(LOOK_AHEAD, len(self._items)))]
-        entries = self._archive.entries(item.entry.place for item in items)
+        entries = self._work.archive.entries(item.entry.place for item in items)
         seen = [Item(item.call, entries[item.entry.place.audio]) for item in items]
-        results = [(item, self._rules.status_of(item, pendulum.now("UTC"))) for item in seen]
+        results = [(item, self._work.rules.status_of(item, pendulum.now("UTC"))) for item in seen]
         self._seen_again_at.update((item.call_id, now) for item in seen)
         still_pending = [item for item, status in results if status == Status.PENDING]
         self._items.extendleft(reversed(still_pending))

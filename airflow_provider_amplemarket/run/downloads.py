@@ -11,8 +11,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from pathlib import Path
 
-from airflow_provider_amplemarket.archive.recorder import Recorder
-from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveError,
@@ -20,17 +18,16 @@ from airflow_provider_amplemarket.exceptions import (
     LedgerError,
     RateLimitExceededError,
 )
-from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.ledger import Ledger
 from airflow_provider_amplemarket.quota.rate import Permit, Report
 from airflow_provider_amplemarket.run.backlog import Backlog
 from airflow_provider_amplemarket.run.fetch import Fetcher, Outcome
 from airflow_provider_amplemarket.run.giving_up import Failures
 from airflow_provider_amplemarket.run.judge import Judge
-from airflow_provider_amplemarket.run.orphans import Orphans
+from airflow_provider_amplemarket.run.orphans import commit_orphans
 from airflow_provider_amplemarket.run.plan import Plan
-from airflow_provider_amplemarket.run.progress import Progress
-from airflow_provider_amplemarket.run.rules import Rules
+from airflow_provider_amplemarket.run.report import Progress
+from airflow_provider_amplemarket.run.work import Work
 from airflow_provider_amplemarket.threads import Workers
 
 log = logging.getLogger(__name__)
@@ -49,51 +46,27 @@ class Downloads:
     The ledger is used by the calling thread alone; the threads here use neither it nor anything of Airflow.
 
     :param plan: what is to be done.
-    :param hook: asks the API.
-    :param archive: takes the recordings.
+    :param work: what the try works with.
     :param ledger: gives the permits.
-    :param rules: what is with a call, should the archive have changed since the plan was made.
-    :param recorder: makes the sidecars.
     :param concurrency: downloads at once.
-    :param cancel: ends the downloads under way when it is set.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        *,
-        hook: AmplemarketHook,
-        archive: Archive,
-        ledger: Ledger,
-        rules: Rules,
-        recorder: Recorder,
-        concurrency: int,
-        cancel: threading.Event,
-    ) -> None:
+    def __init__(self, plan: Plan, work: Work, *, ledger: Ledger, concurrency: int) -> None:
         #: The plan, with what has become of it so far.
         self.plan = plan
-        #: How many requests were sent.
-        self.requests = 0
-        self._hook = hook
-        self._archive = archive
         #: What gives the permits.
         self.ledger = ledger
+        #: How many requests were sent.
+        self.requests = 0
+        #: What the try works with.
+        self.work = work
         self._concurrency = concurrency
-        self._cancel = cancel
-        self._rules = rules
-        self._judge = Judge(hook.amplemarket_conn_id)
+        self._judge = Judge(work.hook.amplemarket_conn_id)
         self._fetcher = Fetcher(
-            hook=hook,
-            archive=archive,
-            recorder=recorder,
-            judge=self._judge,
-            clock=ledger.clock,
-            cancel=cancel,
-            downloads=threading.Semaphore(concurrency),
+            work=work, judge=self._judge, clock=ledger.clock, downloads=threading.Semaphore(concurrency)
         )
-        self._orphans = Orphans(archive=archive, recorder=recorder, cancel=cancel)
-        self._failures = Failures(archive=archive, recorder=recorder, rules=rules)
-        self._progress = Progress(archive)
+        self._failures = Failures(work)
+        self._progress = Progress(work.archive)
         self._answers: list[float] = []
         self._report = Report()
         self._is_ledger_busy = False
@@ -113,10 +86,10 @@ class Downloads:
         :raises ArchiveError: when it cannot.
         :raises AmplemarketError: when the task is told to stop.
         """
-        if not self._rules.overwrite:
-            self.plan = self._orphans.commit(self.plan)
+        if not self.work.rules.overwrite:
+            self.plan = commit_orphans(self.plan, self.work)
         if self.plan.left:
-            self._archive.check_writable()
+            self.work.archive.check_writable()
 
     def run(self) -> None:
         """
@@ -131,9 +104,9 @@ class Downloads:
         """
         if not self.plan.left:
             return
-        self._backlog = Backlog(self.plan, archive=self._archive, rules=self._rules, clock=self.ledger.clock)
+        self._backlog = Backlog(self.plan, self.work, self.ledger.clock)
         self._progress.wanted = len(self._backlog)
-        with self._archive.staging() as directory:
+        with self.work.archive.staging() as directory:
             # So many download, and as many others publish meanwhile.
             workers = Workers(2 * min(self._concurrency, len(self._backlog)), "amplemarket-fetch")
             try:
@@ -142,7 +115,7 @@ class Downloads:
                 self._abandon(workers)
                 raise
             finally:
-                was_waited_for = self._cancel.is_set()
+                was_waited_for = self.work.cancel.is_set()
                 workers.end(time.monotonic() + (0.0 if was_waited_for else PATIENCE))
             given_up = self._failures.give_up(self._judge, self._progress.archived, directory)
             self.plan = self.plan.with_results(given_up)
@@ -150,7 +123,7 @@ class Downloads:
             raise self._judge.fatal
 
     def _spend(self, workers: Workers, directory: Path) -> None:
-        while not self._cancel.is_set():
+        while not self.work.cancel.is_set():
             if self._is_exchange_due():
                 self._exchange(workers, directory)
             if not (self._under_way or self._report):
@@ -215,18 +188,18 @@ class Downloads:
     def _next_outcomes(self) -> Iterator[Outcome]:
         """Wait until something has become of a permit, or the task is told to stop."""
         done: set[Future[Outcome]] = set()
-        while self._under_way and not done and not self._cancel.is_set():
+        while self._under_way and not done and not self.work.cancel.is_set():
             done, self._under_way = wait(self._under_way, timeout=_LOOK, return_when=FIRST_COMPLETED)
         for future in done:
             yield future.result()
 
     def _abandon(self, workers: Workers) -> None:
         """End what lets itself be ended, and leave behind what hangs."""
-        self._cancel.set()
+        self.work.cancel.set()
         self._judge.stop(AmplemarketError("The task was told to stop"))
         if self._under_way:
-            self._hook.abort()
-            self._archive.abort()
+            self.work.hook.abort()
+            self.work.archive.abort()
         workers.end(time.monotonic() + PATIENCE)
         for future in self._under_way:
             if not future.done():

@@ -12,9 +12,7 @@ import pendulum
 
 from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.recorder import Recorder
 from airflow_provider_amplemarket.archive.sidecar import Sidecar, Status
-from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConnectionError,
@@ -26,10 +24,10 @@ from airflow_provider_amplemarket.exceptions import (
     RecordingNotFoundError,
     RecordingTooLargeError,
 )
-from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.rate import Permit
 from airflow_provider_amplemarket.run.breaker import Request
 from airflow_provider_amplemarket.run.judge import Judge
+from airflow_provider_amplemarket.run.work import Work
 
 _STATUSES: dict[type[Exception], Status] = {
     RecordingNotFoundError: Status.NOT_FOUND,
@@ -85,21 +83,15 @@ class Fetcher:
     """
     Download recordings and take them into the archive, in any number of threads.
 
-    :param hook: asks the API.
-    :param archive: takes the recordings.
-    :param recorder: makes the sidecars.
+    :param work: what the try works with.
     :param judge: decides when that is pointless.
     :param clock: the time in seconds since the epoch, as the permits have it.
-    :param cancel: once it is set, nothing is sent and nothing is written any more.
     :param downloads: lets so many download at once; others publish meanwhile.
     """
 
-    hook: AmplemarketHook
-    archive: Archive
-    recorder: Recorder
+    work: Work
     judge: Judge
     clock: Callable[[], float]
-    cancel: threading.Event
     downloads: threading.Semaphore
 
     def fetch(self, item: Item, permit: Permit, directory: Path) -> Outcome:
@@ -126,20 +118,20 @@ class Fetcher:
             request.decided()
 
     def _is_wanted(self, permit: Permit) -> bool:
-        return not self.cancel.is_set() and self.clock() <= permit.use_before
+        return not self.work.cancel.is_set() and self.clock() <= permit.use_before
 
     def _download(self, job: _Job) -> Recording:
-        recording = self.hook.download_recording(
+        recording = self.work.hook.download_recording(
             job.item.call_id,
             job.target,
-            cancelled=self.cancel.is_set,
+            cancelled=self.work.cancel.is_set,
             answered=lambda: self.judge.answered(job.request),
         )
         self.judge.answered(job.request)
         return recording
 
     def _unserved(self, job: _Job, error: Exception) -> Outcome:
-        if self.cancel.is_set():
+        if self.work.cancel.is_set():
             self.judge.stop()
         else:
             self.judge.unserved(job.request, error)
@@ -156,7 +148,7 @@ class Fetcher:
                 job = self._overwriting(job)
             item = self._store(job, recording)
         except Exception as error:
-            if not self.cancel.is_set():
+            if not self.work.cancel.is_set():
                 self.judge.unarchived(job.request, error)
             return self._fail(job, error, answered_at)
         self.judge.archived(job.request)
@@ -165,7 +157,7 @@ class Fetcher:
     def _fail(self, job: _Job, error: Exception, answered_at: float | None) -> Outcome:
         """Put a failure on record; where the archive is what fails, stop the run instead."""
         untold = Outcome(job.permit, job.item, Status.PENDING, answered_at)
-        if self.cancel.is_set():
+        if self.work.cancel.is_set():
             return untold
         status = _STATUSES.get(type(error), Status.FAILED)
         try:
@@ -185,32 +177,32 @@ class Fetcher:
         sidecar = self._failed(job, status, error)
         is_of_the_api = isinstance(error, AmplemarketAPIError | InvalidRecordingError)
         if not is_of_the_api:
-            self._go_on()
-            self.archive.check_writable()
+            self.work.go_on()
+            self.work.archive.check_writable()
         self._write(job, sidecar)
         return sidecar
 
     def _failed(self, job: _Job, status: Status, error: Exception) -> Sidecar:
-        return self.recorder.failed(job.item, status, error, permit=job.permit.id, requested_at=job.requested_at)
+        return self.work.recorder.failed(job.item, status, error, permit=job.permit.id, requested_at=job.requested_at)
 
     def _is_writable(self) -> bool:
         try:
-            self._go_on()
-            self.archive.check_writable()
+            self.work.go_on()
+            self.work.archive.check_writable()
         except AmplemarketError:
             return False
         return True
 
     def _overwriting(self, job: _Job) -> _Job:
         """Let the old sidecar not vouch for the new audio, whatever fails before the new sidecar is there."""
-        sidecar = self.recorder.overwriting(job.item)
+        sidecar = self.work.recorder.overwriting(job.item)
         self._write(job, sidecar)
         return replace(job, item=job.item.with_sidecar(sidecar))
 
     def _store(self, job: _Job, recording: Recording) -> Item:
-        self._go_on()
-        self.archive.publish(job.target, job.item.entry.place.audio, recording.content_type)
-        sidecar = self.recorder.stored(
+        self.work.go_on()
+        self.work.archive.publish(job.target, job.item.entry.place.audio, recording.content_type)
+        sidecar = self.work.recorder.stored(
             job.item,
             size=recording.size,
             sha256=recording.sha256,
@@ -224,13 +216,8 @@ class Fetcher:
         return job.item.with_sidecar(sidecar, size=recording.size)
 
     def _write(self, job: _Job, sidecar: Sidecar) -> None:
-        self._go_on()
-        self.archive.write_sidecar(job.item.entry.place, sidecar, job.directory)
-
-    def _go_on(self) -> None:
-        """Write nothing for a task that was told to stop."""
-        if self.cancel.is_set():
-            raise AmplemarketError("The task was told to stop")
+        self.work.go_on()
+        self.work.archive.write_sidecar(job.item.entry.place, sidecar, job.directory)
 
 
 def _is_answer(error: Exception) -> bool:

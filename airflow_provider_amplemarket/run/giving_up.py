@@ -10,13 +10,12 @@ from pathlib import Path
 import pendulum
 
 from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.recorder import FAILURES, Recorder
+from airflow_provider_amplemarket.archive.recorder import FAILURES
 from airflow_provider_amplemarket.archive.sidecar import Status
-from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import ArchiveError
 from airflow_provider_amplemarket.run.fetch import Outcome
 from airflow_provider_amplemarket.run.judge import Judge
-from airflow_provider_amplemarket.run.rules import Rules
+from airflow_provider_amplemarket.run.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +32,15 @@ class _Failure:
     is_of_store: bool
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Failures:
     """
     The calls that failed in a run; in the end, those that have failed for long enough are given up.
 
-    :param archive: keeps that on record.
-    :param recorder: makes the sidecars.
-    :param rules: say how long is long enough.
+    :param work: what the try works with.
     """
 
-    archive: Archive
-    recorder: Recorder
-    rules: Rules
+    work: Work
     _failures: list[_Failure] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -66,20 +61,20 @@ class Failures:
         now = pendulum.now("UTC")
         is_few = judge.fatal is None and len(self._failures) <= FEW
         are_others_archived = archived > 0 and not judge.is_outage
+        is_alone = is_few or are_others_archived
         given_up = []
         for failure in self._failures:
+            if failure.is_of_store and not archived:  # only a store that takes others refuses this one for good
+                continue
             was_given_up = failure.before.last.status == Status.GIVEN_UP
-            # A store that takes others refuses this one for good.
-            may_be_the_store = failure.is_of_store and not archived
-            is_alone = is_few or are_others_archived or was_given_up
-            if is_alone and not may_be_the_store and self.rules.gives_up(failure.before, now):
+            if (is_alone or was_given_up) and self.work.rules.gives_up(failure.before, now):
                 given_up += self._give_up(failure.item, directory, now)
         return given_up
 
     def _give_up(self, item: Item, directory: Path, now: datetime) -> list[tuple[Item, Status]]:
-        sidecar = self.recorder.given_up(item)
+        sidecar = self.work.recorder.given_up(item)
         try:
-            self.archive.write_sidecar(item.entry.place, sidecar, directory)
+            self.work.archive.write_sidecar(item.entry.place, sidecar, directory)
         except ArchiveError as error:
             log.warning("Call %s is not given up, as that could not be put on record: %s", item.call_id, error)
             return []

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.sidecar import Status
@@ -26,7 +26,9 @@ OUTCOMES = (
 )
 
 #: What has been asked for before is asked for after what has not; what has failed, last.
-_TURN = {Status.NOT_FOUND: 1, Status.TOO_LARGE: 1, Status.FAILED: 2, Status.GIVEN_UP: 2}
+_TURN: dict[Status | None, int] = {Status.NOT_FOUND: 1, Status.TOO_LARGE: 1, Status.FAILED: 2, Status.GIVEN_UP: 2}
+
+_LATEST = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ class Plan:
         """Return in a few words how far it is."""
         counts = Counter(self.statuses.values())
         archived, failed = counts[Status.STORED] + counts[Status.ALREADY_STORED], counts[Status.FAILED]
-        progress = f"{archived} of {len(self.statuses)} archived, {counts[Status.PENDING]} left"
-        return f"{progress}, {failed} failed" if failed else progress
+        parts = [f"{archived} of {len(self.statuses)} archived", f"{counts[Status.PENDING]} left"]
+        if failed:
+            parts.append(f"{failed} failed")
+        return ", ".join(parts)
 
     def failures(self) -> dict[str, str]:
         """Return the calls that failed, with the reason."""
@@ -95,12 +99,14 @@ class Plan:
         return {str(status): counts[status] for status in OUTCOMES}
 
 
-def _age(item: Item) -> tuple[bool, str, str]:
+def _age(item: Item) -> tuple[datetime, str]:
     """Return what sorts the oldest first, and those without a date last."""
-    return item.start is None, item.start.isoformat() if item.start else "", item.call_id
+    return item.start or _LATEST, item.call_id
 
 
 def _turn(item: Item) -> tuple[int, float]:
-    turn = _TURN.get(item.last.status, 0) if item.last.status else 0
-    asked_at: datetime | None = item.last.answered_at
-    return turn, asked_at.timestamp() if turn and asked_at else 0.0
+    turn = _TURN.get(item.last.status, 0)
+    asked_at = item.last.answered_at
+    if turn == 0 or asked_at is None:
+        return turn, 0.0
+    return turn, asked_at.timestamp()

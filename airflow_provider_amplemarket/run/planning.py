@@ -13,14 +13,12 @@ import pendulum
 
 from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.sidecar import Status
-from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.calls import Call
-from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.run.named import NamedCalls
 from airflow_provider_amplemarket.run.plan import Plan
-from airflow_provider_amplemarket.run.rules import Rules
 from airflow_provider_amplemarket.run.selection import Selection, choose, give_up_old, without_clashes
 from airflow_provider_amplemarket.run.window import Window
+from airflow_provider_amplemarket.run.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -30,30 +28,24 @@ class Planner:
     """
     List calls, choose the wanted ones, and see what the archive has of them.
 
-    :param hook: lists the calls.
-    :param archive: has the recordings.
-    :param rules: what is with a call.
-    :param select: what the DAG says of a call.
+    :param work: what the try works with.
+    :param select: whether the DAG wants a call.
     :param key: the format of the objects' names, for messages.
-    :param check: raises when the task is told to stop.
     """
 
-    hook: AmplemarketHook
-    archive: Archive
-    rules: Rules
+    work: Work
     select: Callable[[Call], Any]
     key: str
-    check: Callable[[], None]
 
     def of_window(self, window: Window, user_id: str | None) -> Plan:
         """Return the plan for the calls of a window."""
         made_at = time.time()
         log.info("Window of calls: %s", window)
-        calls = self._go_on(self.hook.iter_calls(start=window.start, end=window.end, user_id=user_id))
+        calls = self._go_on(self.work.hook.iter_calls(start=window.start, end=window.end, user_id=user_id))
         selection = choose(calls, self.select)
         if user_id is not None and selection.is_empty:
             self._warn_of_user(window, user_id)
-        entries = self.archive.find(selection.wanted.values())
+        entries = self.work.archive.find(selection.wanted.values())
         items = [Item(call, entries[call_id]) for call_id, call in selection.wanted.items()]
         return self._plan(items, selection, made_at=made_at, window=window)
 
@@ -61,13 +53,13 @@ class Planner:
         """Return the plan for the calls that ``call_ids`` names."""
         made_at = time.time()
         log.info("Calls: the %d of call_ids", len(named.starts))
-        items = named.find(self.archive, self._go_on(self.hook.iter_calls()), self._is_pending)
+        items = named.find(self.work.archive, self._go_on(self.work.hook.iter_calls()), self._is_pending)
         skipped = Counter({Status.EXTERNAL: len(named.external)})
         return self._plan(items, Selection({}, skipped, []), made_at=made_at)
 
     def _plan(self, items: list[Item], selection: Selection, *, made_at: float, window: Window | None = None) -> Plan:
         good, clashing = without_clashes(items, self.key)
-        invalid, given_up = give_up_old([*selection.invalid, *clashing], self.rules, are_named=window is None)
+        invalid, given_up = give_up_old([*selection.invalid, *clashing], self.work.rules, are_named=window is None)
         plan = Plan(skipped=selection.skipped + given_up, invalid=invalid, window=window, made_at=made_at)
         plan = plan.with_results((item, self._status_of(item)) for item in good)
         log.info(
@@ -80,14 +72,14 @@ class Planner:
         return plan
 
     def _status_of(self, item: Item) -> Status:
-        return self.rules.status_of(item, pendulum.now("UTC"))
+        return self.work.rules.status_of(item, pendulum.now("UTC"))
 
     def _is_pending(self, item: Item) -> bool:
         return self._status_of(item) == Status.PENDING
 
     def _warn_of_user(self, window: Window, user_id: str) -> None:
         """Warn where the window has calls, but none of the user."""
-        others = sum(1 for _ in self._go_on(self.hook.iter_calls(start=window.start, end=window.end)))
+        others = sum(1 for _ in self._go_on(self.work.hook.iter_calls(start=window.start, end=window.end)))
         if others:
             log.warning(
                 "Of the %d calls of the window that the API lists, none is of user_id=%r. Is that the user's id "
@@ -99,5 +91,5 @@ class Planner:
     def _go_on(self, calls: Iterable[Call]) -> Iterator[Call]:
         """Read a list until the task is told to stop."""
         for call in calls:
-            self.check()
+            self.work.go_on()
             yield call

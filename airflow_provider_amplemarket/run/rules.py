@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.recorder import first_failed_in
@@ -15,6 +17,19 @@ _MOST_DOUBLINGS = 16
 
 #: What stays as it is for the run that it became so in.
 _ENDS = frozenset({Status.NOT_FOUND, Status.TOO_LARGE, Status.GIVEN_UP, Status.FAILED})
+
+
+def attempt_of(context: Mapping[str, Any]) -> Attempt:
+    """Return who asks, from the task's context."""
+    ti = context["ti"]
+    return Attempt(
+        dag_id=ti.dag_id,
+        task_id=ti.task_id,
+        run_id=ti.run_id,
+        map_index=-1 if ti.map_index is None else ti.map_index,
+        max_tries=ti.max_tries,
+        try_number=ti.try_number,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

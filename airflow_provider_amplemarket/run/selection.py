@@ -54,6 +54,11 @@ class Selection:
         return not (self.wanted or self.invalid or self.skipped.total())
 
 
+def has_duration(call: Call) -> bool:
+    """Select the calls whose ``duration`` is not 0: nobody spoke in the others."""
+    return bool(call.get("duration") != 0)
+
+
 def choose(calls: Iterable[Call], select: Callable[[Call], Any]) -> Selection:
     """
     Choose the wanted calls.

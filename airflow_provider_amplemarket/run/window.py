@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,6 +11,9 @@ from typing import Any
 import pendulum
 
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError
+from airflow_provider_amplemarket.run.parameters import read_datetime
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ def resolve(context: Mapping[str, Any], *, start: Any, end: Any, lookback: timed
         would be empty.
     """
     interval = _data_interval(context)
-    last = _read("end", end) or _default_end(context, interval)
-    first = _read("start", start) or _default_start(context, interval, last)
+    last = read_datetime("end", end) or _default_end(context, interval)
+    first = read_datetime("start", start) or _default_start(context, interval, last)
     if first > last:
         raise AmplemarketConfigurationError(
             f"start={first.isoformat()} is after end={last.isoformat()}; change start or end, which default to the "
@@ -61,6 +65,17 @@ def resolve(context: Mapping[str, Any], *, start: Any, end: Any, lookback: timed
     if window.start >= window.end:
         raise AmplemarketConfigurationError(f"The window {window} is empty; change start, end or lookback")
     return window
+
+
+def warn_of_lookback(lookback: timedelta, not_found_for: timedelta) -> None:
+    """Warn where calls may leave the window while they are still to be asked for."""
+    if not_found_for > lookback:
+        log.warning(
+            "lookback=%s is shorter than not_found_for=%s: calls without recording may leave the window "
+            "before they are asked for again",
+            lookback,
+            not_found_for,
+        )
 
 
 def _data_interval(context: Mapping[str, Any]) -> Window | None:
@@ -83,26 +98,10 @@ def _default_start(context: Mapping[str, Any], interval: Window | None, last: pe
     """Return the start of the data interval, or the end of the last successful run where that has to follow on."""
     run_type = context["dag_run"].run_type
     is_scheduled = str(getattr(run_type, "value", run_type)) == "scheduled"
-    first = interval.start if interval else last
     if interval and not is_scheduled:
-        return first
+        return interval.start
+    first = interval.start if interval else last
     return min(first, _utc(context.get("prev_data_interval_end_success")) or first)
-
-
-def _read(name: str, value: Any) -> pendulum.DateTime | None:
-    """Return the value of a setting in UTC; None for nothing."""
-    given = value.strip() if isinstance(value, str) else value
-    if given in (None, "", "None"):  # a template of nothing renders as the text "None"
-        return None
-    try:
-        parsed = pendulum.parse(given) if isinstance(given, str) else pendulum.instance(given)
-        if isinstance(parsed, pendulum.DateTime):
-            return parsed.in_timezone("UTC")
-    except (AttributeError, IndexError, TypeError, ValueError, OverflowError):
-        pass
-    raise AmplemarketConfigurationError(
-        f"{name}={value!r} is not a valid datetime; use ISO 8601, e.g. 2026-11-20T00:00:00Z"
-    )
 
 
 def _utc(value: datetime | None) -> pendulum.DateTime | None:

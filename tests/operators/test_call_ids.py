@@ -14,8 +14,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.archive.store import Archive
-from airflow_provider_amplemarket.run.call_ids import read_call_ids
 from airflow_provider_amplemarket.run.named import NamedCalls
+from airflow_provider_amplemarket.run.parameters import read_call_ids
 from tests.operators.conftest import Bench, RealAirflow, Row, call, calls
 
 

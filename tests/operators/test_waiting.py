@@ -43,7 +43,7 @@ class TestTheLog:
     ) -> None:
         bench.start(*calls(24), call("x--cut"))
         bench.run()
-        told = [record for record in logs.records if record.name == "airflow_provider_amplemarket.run.progress"]
+        told = [record for record in logs.records if record.name == "airflow_provider_amplemarket.run.report"]
         lines = [record.getMessage() for record in told if record.levelname == "INFO"]
         assert len(lines) == 2
         assert re.fullmatch(r"10 of 25 archived, 1[45] left(, 1 failed)?", lines[0])

@@ -35,9 +35,10 @@ from airflow_provider_amplemarket.exceptions import (
 from airflow_provider_amplemarket.quota.rate import Permit, RateLimit, Report
 from airflow_provider_amplemarket.run.downloads import Downloads
 from airflow_provider_amplemarket.run.judge import OUTAGE
-from airflow_provider_amplemarket.run.orphans import Orphans
+from airflow_provider_amplemarket.run.orphans import commit_orphans
 from airflow_provider_amplemarket.run.plan import Plan
 from airflow_provider_amplemarket.run.rules import Rules
+from airflow_provider_amplemarket.run.work import Work
 
 AUDIO = b"ID3 audio"
 ATTEMPT = Attempt("dag", "task", "run", -1, 1, 1)
@@ -157,13 +158,15 @@ class Case:
         self.cancel = threading.Event()
         self.downloads = Downloads(
             plan_of(self.archive, count),
-            hook=self.hook,  # type: ignore[arg-type]
-            archive=self.archive,
+            Work(
+                hook=self.hook,  # type: ignore[arg-type]
+                archive=self.archive,
+                rules=RULES,
+                recorder=RECORDER,
+                cancel=self.cancel,
+            ),
             ledger=self.ledger,  # type: ignore[arg-type]
-            rules=RULES,
-            recorder=RECORDER,
             concurrency=changes.pop("concurrency", 1),
-            cancel=self.cancel,
         )
 
     @property
@@ -498,7 +501,6 @@ def test_archive_that_cannot_be_listed_gives_the_permits_back(tmp_path: Path, mo
 
 def test_adopting_nothing_leaves_no_trace(tmp_path: Path) -> None:
     case = Case(tmp_path, 3)
-    orphans = Orphans(archive=case.archive, recorder=RECORDER, cancel=case.cancel)
-    assert orphans.commit(case.plan) is case.plan
+    assert commit_orphans(case.plan, case.downloads.work) is case.plan
     assert not case.root.exists()
     assert len(case.ids(Status.PENDING)) == 3

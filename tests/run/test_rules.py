@@ -15,8 +15,7 @@ from airflow_provider_amplemarket.archive.entry import Entry, Item
 from airflow_provider_amplemarket.archive.layout import Place
 from airflow_provider_amplemarket.archive.recorder import first_failed_in
 from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
-from airflow_provider_amplemarket.operators.recording import attempt_of
-from airflow_provider_amplemarket.run.rules import Rules
+from airflow_provider_amplemarket.run.rules import Rules, attempt_of
 
 NOW = pendulum.datetime(2026, 11, 23, 12)
 LATER = NOW.add(days=1)

@@ -29,9 +29,10 @@ from airflow_provider_amplemarket.exceptions import AmplemarketError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.rate import Permit, RateLimit, Report
 from airflow_provider_amplemarket.run.downloads import Downloads
-from airflow_provider_amplemarket.run.orphans import Orphans
+from airflow_provider_amplemarket.run.orphans import commit_orphans
 from airflow_provider_amplemarket.run.plan import Plan
 from airflow_provider_amplemarket.run.rules import Rules
+from airflow_provider_amplemarket.run.work import Work
 from airflow_provider_amplemarket.sandbox.recordings import recording_of
 
 #: What a task that is told to stop may need; it is killed hard after a while.
@@ -174,13 +175,9 @@ def downloads_from(url: str, path: str, patch: pytest.MonkeyPatch, concurrency: 
     items = [Item(call, entries.get(call["id"], Entry(archive.layout.place(call)))) for call in calls]
     downloads = Downloads(
         Plan().with_results((item, Status.PENDING) for item in items),
-        hook=hook,
-        archive=archive,
+        Work(hook=hook, archive=archive, rules=RULES, recorder=RECORDER, cancel=cancel),
         ledger=Ledger(),  # type: ignore[arg-type]
-        rules=RULES,
-        recorder=RECORDER,
         concurrency=concurrency,
-        cancel=cancel,
     )
     return Case(downloads, archive, hook, cancel)
 
@@ -260,8 +257,7 @@ def test_what_was_published_in_that_moment_is_adopted_next_time(
         names = [path.name for path in (tmp_path / "archive").rglob("*") if path.is_file()]
         assert names == ["call-00.mp3"]
         again = downloads_from(server.url, f"file://{tmp_path}/archive", monkeypatch)
-        orphans = Orphans(archive=again.archive, recorder=RECORDER, cancel=again.cancel)
-        assert orphans.commit(again.downloads.plan).left == 19
+        assert commit_orphans(again.downloads.plan, again.downloads.work).left == 19
 
 
 def test_what_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
