@@ -15,13 +15,7 @@ _BEFORE_AUDIO = frozenset({Status.NOT_FOUND, Status.FAILED, Status.GIVEN_UP, Sta
 
 @dataclass(frozen=True)
 class Entry:
-    """
-    What lies in the archive for one call.
-
-    :param place: its keys.
-    :param size: size of the audio object in bytes; None where there is none.
-    :param sidecar: what the sidecar says; nothing where there is none that can be read.
-    """
+    """What lies in the archive for one call; ``size`` is that of the audio in bytes, None where there is none."""
 
     place: Place
     size: int | None = None
@@ -50,12 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Item:
-    """
-    A wanted call and what the archive has of it.
-
-    :param call: the call, as the API gave it; only its ``id`` where the API's list does not know it.
-    :param entry: what lies in the archive.
-    """
+    """A wanted call, of which only the ``id`` may be known, and what the archive has of it."""
 
     call: Call
     entry: Entry
@@ -67,7 +56,7 @@ class Item:
 
     @property
     def sidecar(self) -> Sidecar:
-        """What the sidecar says; nothing where there is none."""
+        """What the sidecar says."""
         return self.entry.sidecar
 
     @property

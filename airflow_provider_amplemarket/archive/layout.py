@@ -41,13 +41,7 @@ _NO_RELATIVE_PATH = re.compile(r"(^|/)\.{0,2}(/|\Z)|[\x00-\x1f\\]")
 
 @dataclass(frozen=True)
 class Place:
-    """
-    The keys of one call, relative to the archive's root.
-
-    :param audio: the recording.
-    :param sidecar: the JSON object beside it.
-    :param folder: what is listed to see whether they are there; many calls share it.
-    """
+    """The keys of one call's objects, relative to the archive's root, and the folder to list in order to see them."""
 
     audio: str
     sidecar: str
@@ -70,11 +64,7 @@ class Layout:
         self._undated = _Template(UNDATED_KEY)
 
     def place(self, call: Call) -> Place:
-        """
-        Return where a call's recording belongs.
-
-        :param call: the call, whose id must be a plain token.
-        """
+        """Return where the recording of a call belongs, whose id must be a plain token."""
         template = self._dated if start_of(call) else self._undated
         return template.place(call)
 
@@ -142,12 +132,7 @@ _ID = _Field("id")
 
 
 class _Template:
-    """
-    Make keys from calls, and recognize such keys.
-
-    :param key: the template, as :class:`Layout` explains it.
-    :raises AmplemarketConfigurationError: when it cannot work; the message says why.
-    """
+    """Make keys from calls, and recognize such keys; :class:`Layout` explains ``key``."""
 
     def __init__(self, key: str) -> None:
         self._key = key

@@ -39,12 +39,9 @@ _WHOLE = frozenset({"file", "s3", "gs", "abfs"})
 @dataclass(frozen=True)
 class Digest:
     """
-    What an object is found to be when it is read.
+    What an object is found to be when it is read; its size is in bytes.
 
-    :param size: in bytes.
-    :param sha256: in hexadecimal.
-    :param is_whole: whether it is MPEG audio whose frames run to the end; False for other audio, of which nothing
-        is known.
+    :param is_whole: whether it is MPEG audio whose frames run to the end; nothing is known of other audio.
     """
 
     size: int
@@ -53,11 +50,7 @@ class Digest:
 
 
 class ObjectStore:
-    """
-    Read and list the objects below one root.
-
-    :param path: the root.
-    """
+    """Read and list the objects below one root."""
 
     def __init__(self, path: ObjectStoragePath) -> None:
         self.path = path
@@ -193,12 +186,7 @@ class ObjectStore:
 
 @contextmanager
 def archive_errors(problem: str) -> Iterator[None]:
-    """
-    Raise what a store raises as an error of the archive.
-
-    :param problem: what could not be done, which begins the message.
-    :raises ArchiveError: instead of any other exception.
-    """
+    """Raise what a store raises as an ArchiveError whose message begins with the problem."""
     try:
         yield
     except ArchiveError:

@@ -23,10 +23,8 @@ class Recorder:
     """
     Make the sidecars of one attempt.
 
-    :param attempt: who asks.
-    :param conn_id: the connection whose quota the requests count against.
+    :param conn_id: the connection whose quota the requests count against, for as long as ``hold``.
     :param is_full: whether sidecars keep the call as the API gave it.
-    :param hold: how long a request counts against the quota.
     """
 
     attempt: Attempt
@@ -76,8 +74,7 @@ class Recorder:
         """
         Return a sidecar that says why there is no recording; beside an archived one, within its sidecar.
 
-        :param status: what the failure means.
-        :param error: what went wrong; its ``content_length``, if it has one, is kept for who finds audio there later.
+        The error's ``content_length``, if it has one, is kept for who finds audio there later.
         """
         last = item.last
         is_failure = status in FAILURES

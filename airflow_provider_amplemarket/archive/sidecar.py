@@ -44,12 +44,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Attempt:
-    """
-    Who asks: one try of one task in one run.
-
-    :param map_index: the task's number among those it was expanded to, -1 where it was not.
-    :param max_tries: the number of the last try; clearing the task raises it, a retry does not.
-    """
+    """Who asks: one try of one task. Clearing the task raises ``max_tries``, a retry does not."""
 
     dag_id: str
     task_id: str
@@ -122,8 +117,13 @@ class Sidecar:
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Sidecar:
         """Read the JSON object."""
-        known = {name: read(data[name]) for name, read in _READERS.items() if name in data}
-        unknown = {name: value for name, value in data.items() if name not in _READERS and name != "version"}
+        known: dict[str, Any] = {}
+        unknown: dict[str, Any] = {}
+        for name, value in data.items():
+            if name in _READERS:
+                known[name] = _READERS[name](value)
+            elif name != "version":
+                unknown[name] = value
         if known.get("status") is None and data.get("status") is not None:  # of a later version, perhaps
             unknown["status"] = data["status"]
         return cls(**known, unknown=unknown)
@@ -161,11 +161,7 @@ class Sidecar:
         return max(1, self.requests or 1)
 
     def known_requests(self, conn_id: str) -> Iterator[tuple[str | None, datetime]]:
-        """
-        Yield the requests that it tells of: the permit, None in older sidecars, and when the answer came.
-
-        :param conn_id: only requests of this connection.
-        """
+        """Yield a connection's requests that it tells of: the permit, None in older ones, and when it was answered."""
         if self.amplemarket_conn_id == conn_id:
             yield from (self.earlier_permits or {}).items()
             if self.answered_at is not None:
@@ -189,9 +185,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _of_type(*types: type) -> Callable[[Any], Any]:
-    """Return a reader that takes values of these types alone; ``bool`` is no ``int``."""
-    return lambda value: value if type(value) in types else None
+def _of_type(kind: type) -> Callable[[Any], Any]:
+    """Return a reader that takes values of this type alone; ``bool`` is no ``int``."""
+    return lambda value: value if type(value) is kind else None
 
 
 def _status(value: Any) -> Status | None:
@@ -201,8 +197,7 @@ def _status(value: Any) -> Status | None:
 def _permits(value: Any) -> Mapping[str, datetime] | None:
     if not isinstance(value, Mapping):
         return None
-    read = {name: parse_datetime(text) for name, text in value.items()}
-    return {name: answered_at for name, answered_at in read.items() if answered_at is not None}
+    return {name: answered_at for name, text in value.items() if (answered_at := parse_datetime(text))}
 
 
 def _sidecar(value: Any) -> Sidecar | None:

@@ -37,8 +37,7 @@ class Archive(ObjectStore):
         """
         Read what is there for calls: at their places, or where they lie if their date was not known at the time.
 
-        :param calls: the calls, whose ids must be plain tokens.
-        :return: an entry for each call id: the undated one where that is settled and the other is not.
+        :return: an entry for each call id, all of which must be plain tokens.
         """
         calls = list(calls)
         found = self._at(self.layout.place, calls)
@@ -81,11 +80,7 @@ class Archive(ObjectStore):
         }
 
     def check_writable(self) -> None:
-        """
-        Find out whether the archive takes objects, leaving none where that can be.
-
-        :raises ArchiveError: when it takes none.
-        """
+        """Find out whether the archive takes objects, leaving none where that can be; else raise an ArchiveError."""
         check_writable(self)
 
     def publish(self, local: Path, key: str, content_type: str) -> None:
@@ -98,9 +93,8 @@ class Archive(ObjectStore):
 
     def write_sidecar(self, place: Place, sidecar: Sidecar, directory: Path) -> None:
         """
-        Write a sidecar, which commits what it says.
+        Write a sidecar, which commits what it says; until it is published, it lies in the directory.
 
-        :param directory: where to put the file until it is published.
         :raises ArchiveError: when the storage does not take it.
         """
         local = directory / f"{uuid.uuid4().hex}.json"

@@ -87,12 +87,7 @@ def _put_with_retries(objects: ObjectStore, local: Path, key: str, content_type:
 
 
 def _check_is_there(objects: ObjectStore, local: Path, key: str, error: Exception) -> None:
-    """
-    Return if an upload failed because the same bytes are there already, and are protected.
-
-    :param error: what the upload raised.
-    :raises ArchiveError: otherwise.
-    """
+    """Return if an upload failed because the same bytes are there already, and are protected; raise otherwise."""
     told = f"({type(error).__name__}: {error})"
     is_protected = _is_protection(error) and objects.exists(key)
     if not is_protected:

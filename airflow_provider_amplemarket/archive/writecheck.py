@@ -23,11 +23,7 @@ WRITE_CHECK = ".amplemarket-write-check"
 
 
 def check_writable(objects: ObjectStore) -> None:
-    """
-    Find out whether a store takes objects.
-
-    :raises ArchiveError: when it takes none.
-    """
+    """Find out whether a store takes objects; raise an ArchiveError where it takes none."""
     try:
         objects.wait_for(lambda: _write(objects), 3 * UPLOAD_TIMEOUT)
     except ArchiveError:

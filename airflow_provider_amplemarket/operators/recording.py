@@ -31,11 +31,10 @@ from airflow_provider_amplemarket.run.downloads import Downloads
 from airflow_provider_amplemarket.run.named import NamedCalls
 from airflow_provider_amplemarket.run.parameters import check_parameters, read_call_ids, read_text
 from airflow_provider_amplemarket.run.plan import Plan
-from airflow_provider_amplemarket.run.planning import Planner
 from airflow_provider_amplemarket.run.quota import Pause, limit_of, open_ledger, warn_of_skew
 from airflow_provider_amplemarket.run.report import Summary, list_failures, rows
 from airflow_provider_amplemarket.run.rules import Rules, attempt_of
-from airflow_provider_amplemarket.run.selection import has_duration
+from airflow_provider_amplemarket.run.selection import Planner, has_duration
 from airflow_provider_amplemarket.run.window import resolve, warn_of_lookback
 from airflow_provider_amplemarket.run.work import Work
 from airflow_provider_amplemarket.triggers.quota import QuotaTrigger

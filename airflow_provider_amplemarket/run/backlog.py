@@ -19,13 +19,7 @@ LOOK_AHEAD = 50
 
 
 class Backlog:
-    """
-    Keep the pending calls.
-
-    :param plan: what has them.
-    :param work: what the try works with.
-    :param clock: the time in seconds since the epoch.
-    """
+    """Keep the pending calls of a plan."""
 
     def __init__(self, plan: Plan, work: Work, clock: Callable[[], float]) -> None:
         self._items = deque(plan.pending)
@@ -44,10 +38,9 @@ class Backlog:
 
     def take(self, count: int) -> tuple[list[Item], list[tuple[Item, Status]]]:
         """
-        Take the next calls that are still to be asked for.
+        Take the next calls, at most so many, that are still to be asked for.
 
-        :param count: how many, at most.
-        :return: the calls; and those that were looked up again, with what is with them by now.
+        :return: the calls; and those that were looked up again, with their status by now.
         :raises ArchiveError: when the archive cannot be listed.
         """
         now = self._clock()
@@ -67,9 +60,12 @@ class Backlog:
         """See what other tasks have done: one listing of each folder for the next calls together."""
         items = [self._items.popleft() for _ in range(min(LOOK_AHEAD, len(self._items)))]
         entries = self._work.archive.entries(item.entry.place for item in items)
-        seen = [Item(item.call, entries[item.entry.place.audio]) for item in items]
-        results = [(item, self._work.rules.status_of(item, pendulum.now("UTC"))) for item in seen]
-        self._seen_again_at.update((item.call_id, now) for item in seen)
-        still_pending = [item for item, status in results if status == Status.PENDING]
-        self._items.extendleft(reversed(still_pending))
+        results: list[tuple[Item, Status]] = []
+        for item in reversed(items):
+            seen = Item(item.call, entries[item.entry.place.audio])
+            status = self._work.rules.status_of(seen, pendulum.now("UTC"))
+            results.append((seen, status))
+            self._seen_again_at[seen.call_id] = now
+            if status == Status.PENDING:
+                self._items.appendleft(seen)
         return results

@@ -70,17 +70,13 @@ class CircuitBreaker:
         self._in_a_row[kind] += 1
         self._trusted.discard(kind)
         is_too_many = self._in_a_row[kind] >= self._limits[kind]
-        self._is_open = self._is_open or is_too_many
+        if is_too_many:
+            self._is_open = True
         return is_too_many
 
 
 class Request:
-    """
-    One request, as a :class:`CircuitBreaker` counts it: each kind of failure is decided once.
-
-    :param breaker: what counts it.
-    :param kinds: the kinds of failures of which it is undecided whether it is one.
-    """
+    """One request, as a :class:`CircuitBreaker` counts it: each kind of failure is decided once."""
 
     def __init__(self, breaker: CircuitBreaker, kinds: Collection[str]) -> None:
         self._breaker = breaker
@@ -100,7 +96,7 @@ class Request:
             self.decided(*kinds)
 
     def failed(self, kind: str) -> bool:
-        """It is a failure of this kind; tell whether the circuit is open now because of such failures."""
+        """It is a failure of this kind; return whether the circuit is open now because of such failures."""
         with self._breaker._changed:
             is_open = kind in self._undecided and self._breaker._count(kind)
             self.decided(kind)

@@ -45,9 +45,6 @@ class Downloads:
 
     The ledger is used by the calling thread alone; the threads here use neither it nor anything of Airflow.
 
-    :param plan: what is to be done.
-    :param work: what the try works with.
-    :param ledger: gives the permits.
     :param concurrency: downloads at once.
     """
 
@@ -209,7 +206,7 @@ class Downloads:
         self._under_way = set()
 
     def _note(self, outcome: Outcome) -> None:
-        """Take an outcome into the plan and the report, and tell of it."""
+        """Take an outcome into the plan and the report, and log it."""
         self.plan = self.plan.with_results([(outcome.item, outcome.status)])
         self.requests += outcome.sent
         if outcome.answered_at is not None:
@@ -220,4 +217,4 @@ class Downloads:
         if isinstance(outcome.error, RateLimitExceededError):
             self._report.add_refusal(outcome.error.retry_after)
         self._failures.add(outcome)
-        self._progress.tell(outcome, self.plan)
+        self._progress.log(outcome, self.plan)

@@ -40,13 +40,10 @@ class Outcome:
     """
     What became of one permit.
 
-    :param permit: the permit.
-    :param item: the call, with what the archive has of it now.
-    :param status: its status; ``PENDING`` where nothing was learned of it.
-    :param answered_at: when the answer arrived; None where none did.
+    :param item: the call, with what the archive has of it now; ``before``, with what it had.
+    :param status: of the call; ``PENDING`` where nothing was learned of it.
+    :param answered_at: when the response arrived; None where none did.
     :param sent: whether the request was sent at all.
-    :param error: what went wrong, if anything did.
-    :param before: the call, with what the archive had of it before.
     """
 
     permit: Permit
@@ -60,11 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Job:
-    """
-    A request that is sent.
-
-    :param directory: where the recording lies until it is published.
-    """
+    """A request that is sent, and the directory where its recording lies until it is published."""
 
     item: Item
     permit: Permit
@@ -83,8 +76,6 @@ class Fetcher:
     """
     Download recordings and take them into the archive, in any number of threads.
 
-    :param work: what the try works with.
-    :param judge: decides when that is pointless.
     :param clock: the time in seconds since the epoch, as the permits have it.
     :param downloads: lets so many download at once; others publish meanwhile.
     """

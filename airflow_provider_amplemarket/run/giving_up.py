@@ -34,11 +34,7 @@ class _Failure:
 
 @dataclass
 class Failures:
-    """
-    The calls that failed in a run; in the end, those that have failed for long enough are given up.
-
-    :param work: what the try works with.
-    """
+    """The calls that failed in a run; in the end, those that have failed for long enough are given up."""
 
     work: Work
     _failures: list[_Failure] = field(default_factory=list)
@@ -53,9 +49,7 @@ class Failures:
         """
         Give up those that have failed for long enough, unless it may be the API, the key or the store that fails.
 
-        :param judge: knows why the run was stopped, if it was.
         :param archived: how many recordings the run has archived.
-        :param directory: where files lie until they are published.
         :return: those given up, with their status.
         """
         now = pendulum.now("UTC")

@@ -30,11 +30,7 @@ _LIMITS = {_API: OUTAGE, _KEY: REFUSED, _NOTHING: OUTAGE}
 
 
 class Judge:
-    """
-    Let requests pass, judge what becomes of them, and stop when going on is pointless; from any thread.
-
-    :param conn_id: the connection, for messages.
-    """
+    """Let requests pass, judge what becomes of them, and stop when going on is pointless; from any thread."""
 
     def __init__(self, conn_id: str) -> None:
         self._conn_id = conn_id
@@ -58,12 +54,7 @@ class Judge:
         self._breaker.open()
 
     def admit(self, is_wanted: Callable[[], bool]) -> Request | None:
-        """
-        Wait until one more request may be sent.
-
-        :param is_wanted: whether it is still to be sent; asked several times a second.
-        :return: the request; None when it must not be sent.
-        """
+        """Wait until one more request may be sent, as :meth:`.CircuitBreaker.enter`."""
         return self._breaker.enter(is_wanted)
 
     def answered(self, request: Request) -> None:

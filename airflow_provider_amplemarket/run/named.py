@@ -107,5 +107,6 @@ class NamedCalls:
 
 def _which(known: Entry, entry: Entry) -> Entry:
     """A recording that is archived stays where it is, whatever the list has learned of the call since."""
-    stays = known.is_settled and not entry.is_settled
-    return known if stays else entry
+    if entry.is_settled:
+        return entry
+    return known if known.is_settled else entry

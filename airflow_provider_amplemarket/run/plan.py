@@ -36,8 +36,7 @@ class Plan:
     """
     What is with every call that a run looks at.
 
-    :param items: the wanted calls by id.
-    :param statuses: the status of each of them.
+    :param items: the wanted calls by id, and ``statuses`` their status.
     :param skipped: how many calls are not wanted, by status.
     :param invalid: calls that cannot even be asked for, with the reason.
     :param window: the span that was listed; None where calls were named instead.
@@ -53,10 +52,11 @@ class Plan:
 
     def with_results(self, results: Iterable[tuple[Item, Status]]) -> Plan:
         """Return the plan after these calls came to these statuses."""
-        results = list(results)
-        items = {item.call_id: item for item, _ in results}
-        statuses = {item.call_id: status for item, status in results}
-        return replace(self, items={**self.items, **items}, statuses={**self.statuses, **statuses})
+        items, statuses = dict(self.items), dict(self.statuses)
+        for item, status in results:
+            items[item.call_id] = item
+            statuses[item.call_id] = status
+        return replace(self, items=items, statuses=statuses)
 
     def items_with(self, *statuses: Status) -> list[Item]:
         """Return the wanted calls of these statuses, oldest first."""

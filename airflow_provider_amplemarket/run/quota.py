@@ -78,11 +78,7 @@ def known_requests(items: Iterable[Item], conn_id: str, *, hold: float) -> tuple
 
 
 def warn_of_skew(skew: float) -> None:
-    """
-    Warn of a clock that is wrong.
-
-    :param skew: seconds that this machine's clock is ahead of the API's; below 0, behind.
-    """
+    """Warn of a clock that is this many seconds ahead of the API's; below 0, behind."""
     if abs(skew) <= CLOCK_TOLERANCE:
         return
     is_ahead = skew > 0
@@ -104,8 +100,7 @@ class Pause:
     """
     A wait. All times are timestamps: seconds since the epoch.
 
-    :param scarce: what will be free again.
-    :param reason: why there are no permits.
+    :param scarce: what will be free again, and ``reason`` why it is not.
     :param earliest: when there can be permits again.
     :param until: when it is worth to come back.
     :param end: when all may be done; None where nobody knows.

@@ -19,16 +19,12 @@ log = logging.getLogger(__name__)
 
 #: Where more recordings than this are wanted, the log tells the progress after so many instead of every single one.
 MANY = 10
-#: So many failures are told of one by one.
+#: So many failures are listed one by one.
 _MOST = 20
 
 
 class Progress:
-    """
-    Tell of outcomes.
-
-    :param archive: where the recordings lie.
-    """
+    """Log what becomes of the recordings."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
@@ -37,10 +33,10 @@ class Progress:
         #: How many were archived.
         self.archived = 0
 
-    def tell(self, outcome: Outcome, plan: Plan) -> None:
+    def log(self, outcome: Outcome, plan: Plan) -> None:
         """Log what became of a permit."""
         if outcome.status == Status.STORED:
-            self._tell_of_recording(outcome, plan)
+            self._log_recording(outcome, plan)
         elif outcome.status != Status.PENDING:
             log.warning("Call %s is %s: %s", outcome.item.call_id, outcome.status, outcome.error)
         if isinstance(outcome.error, RateLimitExceededError):
@@ -50,7 +46,7 @@ class Progress:
                 outcome.error,
             )
 
-    def _tell_of_recording(self, outcome: Outcome, plan: Plan) -> None:
+    def _log_recording(self, outcome: Outcome, plan: Plan) -> None:
         entry = outcome.item.entry
         are_many = self.wanted > MANY
         level = logging.DEBUG if are_many else logging.INFO
@@ -86,12 +82,7 @@ class Summary:
         return not self.figures
 
     def push(self, plan: Plan, *, requests: int = 0, waiting: Mapping[str, Any] | None = None) -> None:
-        """
-        Push the figures of a plan.
-
-        :param requests: how many were sent since the last time.
-        :param waiting: what there is to tell of a wait that begins.
-        """
+        """Push the figures of a plan, with how many requests were sent since the last time."""
         self._permits_spent += requests
         window = plan.window and [plan.window.start.isoformat(), plan.window.end.isoformat()]
         self.figures = {

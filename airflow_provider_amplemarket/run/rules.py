@@ -35,9 +35,8 @@ def attempt_of(context: Mapping[str, Any]) -> Attempt:
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """
-    Decide about calls. A resume, a retry, a cleared task and a backfill come to the same answers.
+    Decide about calls. A resume, a retry, a cleared task and a backfill come to the same decisions.
 
-    :param attempt: who asks.
     :param overwrite: ask for what is archived, too, once for each run.
     :param not_found_for: how long after its start a call without recording is asked for again.
     :param give_up_after: how long after its first request a call that fails is given up.
@@ -63,11 +62,9 @@ class Rules:
 
     def gives_up(self, item: Item, now: datetime) -> bool:
         """
-        Return whether a call that has failed just now has done so for long enough.
+        Return whether a call that has failed just now, as it was before, has done so for long enough.
 
         That takes two runs, however long the first one was: what failed in one may have been the day's trouble.
-
-        :param item: the call, with what the archive had of it before.
         """
         last = item.last
         if last.status == Status.GIVEN_UP:

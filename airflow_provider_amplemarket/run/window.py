@@ -18,12 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Window:
-    """
-    The span ``[start, end)``.
-
-    :param start: the first datetime in it, in UTC.
-    :param end: the first datetime after it, in UTC.
-    """
+    """The span ``[start, end)``, in UTC."""
 
     start: pendulum.DateTime
     end: pendulum.DateTime
