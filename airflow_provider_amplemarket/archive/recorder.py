@@ -12,7 +12,7 @@ import pendulum
 from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
 
-#: By how much workers' clocks may differ for what sidecars tell of requests to count.
+#: By how much workers' clocks may differ for the requests in sidecars to count.
 MOST_SKEW = timedelta(minutes=1)
 
 FAILURES = (Status.FAILED, Status.GIVEN_UP)

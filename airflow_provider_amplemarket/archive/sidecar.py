@@ -31,7 +31,7 @@ class Status(StrEnum):
     TOO_LARGE = "too_large"
     #: It was asked for and did not come whole.
     FAILED = "failed"
-    #: It has failed for so long that nobody asks for it any more, unless told to.
+    #: It has failed for so long that nobody asks for it any more, unless somebody insists.
     GIVEN_UP = "given_up"
     #: Somebody removed it for good by writing this status into its sidecar.
     DELETED = "deleted"
@@ -70,14 +70,14 @@ class Sidecar:
     :param is_mpeg: whether it begins like MPEG audio.
     :param adopted: whether the recording was found without its sidecar.
     :param permit: the id of the request's permit.
-    :param earlier_permits: permits of earlier requests for the call, with the time of their answers.
+    :param earlier_permits: permits of earlier requests for the call, with the time of their responses.
     :param requested_at: when the request was sent.
-    :param answered_at: when its answer came.
+    :param answered_at: when the response came.
     :param first_requested_at: when the first of ``requests`` was sent.
     :param requests: how many requests in a row came to this status.
     :param first_failed_in: the run in which the call began to fail.
     :param audio_size: size of the object that was there already; not what is published afterwards.
-    :param content_length: bytes that an answer has promised.
+    :param content_length: bytes that a response has promised.
     :param call: the call, as the API gave it.
     :param overwrite: what became of the last attempt to overwrite the recording.
     :param unknown: all other fields.
@@ -161,7 +161,7 @@ class Sidecar:
         return max(1, self.requests or 1)
 
     def known_requests(self, conn_id: str) -> Iterator[tuple[str | None, datetime]]:
-        """Yield a connection's requests that it tells of: the permit, None in older ones, and when it was answered."""
+        """Yield a connection's requests that it knows: the permit, None in older ones, and when it was answered."""
         if self.amplemarket_conn_id == conn_id:
             yield from (self.earlier_permits or {}).items()
             if self.answered_at is not None:

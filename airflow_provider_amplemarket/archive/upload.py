@@ -38,7 +38,7 @@ def publish(objects: ObjectStore, local: Path, key: str, content_type: str) -> N
     """
     Make a local file an object of the store: all of it at once, or nothing.
 
-    Tries again where the storage fails for a moment. On a local archive the file is moved. Where an object of that
+    Tries again where the storage fails for a short time. On a local archive the file is moved. Where an object of that
     name is there already and may not be overwritten, the same bytes are as good.
 
     :raises ArchiveError: when the storage does not take it.
@@ -88,16 +88,16 @@ def _put_with_retries(objects: ObjectStore, local: Path, key: str, content_type:
 
 def _check_is_there(objects: ObjectStore, local: Path, key: str, error: Exception) -> None:
     """Return if an upload failed because the same bytes are there already, and are protected; raise otherwise."""
-    told = f"({type(error).__name__}: {error})"
+    reason = f"({type(error).__name__}: {error})"
     is_protected = _is_protection(error) and objects.exists(key)
     if not is_protected:
-        raise ArchiveError(f"{objects.uri(key)} could not be written {told}") from error
+        raise ArchiveError(f"{objects.uri(key)} could not be written {reason}") from error
     with local.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if objects.digest(key).sha256 != sha256:
         raise ArchiveError(
             f"{objects.uri(key)} is there already and the bucket does not let it be replaced, because of retention, "
-            f"immutability, a hold, or a connection that may not delete {told}"
+            f"immutability, a hold, or a connection that may not delete {reason}"
         ) from error
 
 

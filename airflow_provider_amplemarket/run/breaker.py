@@ -14,7 +14,7 @@ class CircuitBreaker:
     """
     Let only so many requests be undecided at once that no more than a limit of them can fail in a row.
 
-    Failures are of several kinds, each decided at its own time: whether there is an answer, say, and whether all ends
+    Failures are of several kinds, each decided at its own time: whether there is a response, and whether all ends
     well. With a limit of ten, ten requests may be undecided; once one has failed, nine; and when ten have failed, with
     no success between them, the circuit is open and nothing is sent any more.
 

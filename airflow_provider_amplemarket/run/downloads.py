@@ -64,7 +64,7 @@ class Downloads:
         )
         self._failures = Failures(work)
         self._progress = Progress(work.archive)
-        self._answers: list[float] = []
+        self._answered_at: list[float] = []
         self._report = Report()
         self._is_ledger_busy = False
         self._under_way: set[Future[Outcome]] = set()
@@ -72,9 +72,9 @@ class Downloads:
 
     @property
     def pace(self) -> float:
-        """Seconds from one answer to the next, on the average; 0 where there were less than two."""
-        count = len(self._answers)
-        return (max(self._answers) - min(self._answers)) / (count - 1) if count > 1 else 0.0
+        """Seconds from one response to the next, on average; 0 where there were less than two."""
+        count = len(self._answered_at)
+        return (max(self._answered_at) - min(self._answered_at)) / (count - 1) if count > 1 else 0.0
 
     def prepare(self) -> None:
         """
@@ -210,7 +210,7 @@ class Downloads:
         self.plan = self.plan.with_results([(outcome.item, outcome.status)])
         self.requests += outcome.sent
         if outcome.answered_at is not None:
-            self._answers.append(outcome.answered_at)
+            self._answered_at.append(outcome.answered_at)
         self._report.add(outcome.permit, was_sent=outcome.sent, answered_at=outcome.answered_at)
         if not outcome.sent:
             self._backlog.put_back(outcome.item)

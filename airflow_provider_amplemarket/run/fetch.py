@@ -128,8 +128,8 @@ class Fetcher:
             self.judge.unserved(job.request, error)
         if isinstance(error, RateLimitExceededError | AuthenticationError):
             return Outcome(job.permit, job.item, Status.PENDING, self.clock(), error=error)
-        # Where no answer came, the API may still count the request: the permit keeps its careful entry.
-        return self._fail(job, error, self.clock() if _is_answer(error) else None)
+        # Where no response came, the API may still count the request: the permit keeps its careful entry.
+        return self._fail(job, error, self.clock() if _is_response(error) else None)
 
     def _publish(self, job: _Job, recording: Recording) -> Outcome:
         """Take a recording into the archive."""
@@ -211,7 +211,7 @@ class Fetcher:
         self.work.archive.write_sidecar(job.item.entry.place, sidecar, job.directory)
 
 
-def _is_answer(error: Exception) -> bool:
-    """Return whether the API has answered, so that the time of its counting is known."""
+def _is_response(error: Exception) -> bool:
+    """Return whether the API has responded, so that the time of its counting is known."""
     is_of_the_api = isinstance(error, AmplemarketAPIError | InvalidRecordingError)
     return is_of_the_api and not isinstance(error, AmplemarketConnectionError)

@@ -58,7 +58,7 @@ class Judge:
         return self._breaker.enter(is_wanted)
 
     def answered(self, request: Request) -> None:
-        """Note that an answer has begun as a good one."""
+        """Note that a good response has begun."""
         request.succeeded(_API, _KEY)
 
     def archived(self, request: Request) -> None:
@@ -71,7 +71,7 @@ class Judge:
             self.stop(error, is_outage=False)
         elif isinstance(error, RateLimitExceededError):
             self.stop()
-        elif isinstance(error, RecordingNotFoundError | RecordingTooLargeError):  # that is an answer
+        elif isinstance(error, RecordingNotFoundError | RecordingTooLargeError):  # that is a response
             request.cleared(_NOTHING)
         else:
             self._count_unserved(request, error)
@@ -79,7 +79,7 @@ class Judge:
             request.cleared(_API)
 
     def unarchived(self, request: Request, error: Exception) -> None:
-        """Judge a request whose recording, or what there is to say of it, the archive has not taken."""
+        """Judge a request whose recording, or the sidecar that says why there is none, the archive has not taken."""
         self._count(request, _NOTHING, error)
 
     def _count_unserved(self, request: Request, error: Exception) -> None:

@@ -36,7 +36,7 @@ def limit_of(hook: AmplemarketHook) -> RateLimit:
 
 def open_ledger(plan: Plan, work: Work, *, patience: float) -> Ledger:
     """
-    Open the ledger, with the requests of the last period that the plan's sidecars tell of.
+    Open the ledger, with the requests of the last period that the plan's sidecars know.
 
     :param patience: seconds for which others that have the ledger are waited for.
     """
@@ -55,13 +55,13 @@ def open_ledger(plan: Plan, work: Work, *, patience: float) -> Ledger:
 
 def known_requests(items: Iterable[Item], conn_id: str, *, hold: float) -> tuple[dict[str, float], list[float]]:
     """
-    Return the timestamps of the last requests that sidecars tell of: those with a permit by its id, and the others.
+    Return the timestamps of the last requests that sidecars know: those with a permit by its id, and the others.
 
     :param conn_id: only requests of this connection.
     :param hold: seconds for which a request counts.
     """
     now = time.time()
-    # Of an answer that lies further ahead, a clock was wrong, and nobody knows by how much.
+    # Where a response lies further ahead, a clock was wrong, and nobody knows by how much.
     since, until = now - hold, now + MOST_SKEW.total_seconds()
     by_permit: dict[str, float] = {}
     anonymous: list[float] = []
@@ -153,12 +153,12 @@ class Pause:
         return min(self.until, deadline)
 
     def summary(self, until: float) -> dict[str, Any]:
-        """Return what the run's summary says of the wait."""
+        """Return the wait as the run's summary has it."""
         waiting = {"waiting_until": _iso(until), "waiting_for": self.reason}
         return waiting if self.end is None else {**waiting, "estimated_end": _iso(self.end)}
 
     def text(self, plan: Plan, until: float, *, is_deferred: bool) -> str:
-        """Return what the log says of the wait."""
+        """Return the wait as the log has it."""
         where = "waiting in the triggerer" if is_deferred else "sleeping in the worker"
         end = "" if self.end is None else f", done at about {_time(self.end)}"
         progress = f"{plan.progress()}, {self.scarce} free again at {_time(until)}"

@@ -17,7 +17,7 @@ from airflow_provider_amplemarket.run.plan import Plan
 
 log = logging.getLogger(__name__)
 
-#: Where more recordings than this are wanted, the log tells the progress after so many instead of every single one.
+#: Where more recordings than this are wanted, the log has the progress after so many instead of every single one.
 MANY = 10
 #: So many failures are listed one by one.
 _MOST = 20

@@ -11,7 +11,7 @@ from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.recorder import first_failed_in
 from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
 
-#: How long a call without recording is left alone after the first answer; twice as long after each further one.
+#: How long a call without recording is left alone after the first response; twice as long after each further one.
 NOT_FOUND_PAUSE = timedelta(hours=1)
 _MOST_DOUBLINGS = 16
 
@@ -106,7 +106,7 @@ class Rules:
         since = item.start or item.sidecar.first_requested_at
         if since is None:
             return self.insists or is_rested
-        # Only an answer from after that time is final: an earlier one may be from before the audio was there.
+        # Only a response from after that time is final: an earlier one may be from before the audio was there.
         is_final = asked - since > self.not_found_for
         is_last_time = now - since > self.not_found_for
         return not is_final and (self.insists or is_last_time or is_rested)
