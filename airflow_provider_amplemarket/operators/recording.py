@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_amplemarket.archive.layout import DEFAULT_KEY, Layout
-from airflow_provider_amplemarket.archive.recorder import Recorder
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.calls import Call
 from airflow_provider_amplemarket.exceptions import (
@@ -32,6 +31,7 @@ from airflow_provider_amplemarket.run.named import NamedCalls
 from airflow_provider_amplemarket.run.parameters import check_parameters, read_call_ids, read_text
 from airflow_provider_amplemarket.run.plan import Plan
 from airflow_provider_amplemarket.run.quota import Pause, limit_of, open_ledger, warn_of_skew
+from airflow_provider_amplemarket.run.recorder import Recorder
 from airflow_provider_amplemarket.run.report import Summary, list_failures, rows
 from airflow_provider_amplemarket.run.rules import Rules, attempt_of
 from airflow_provider_amplemarket.run.selection import Planner, has_duration

@@ -193,16 +193,7 @@ class Fetcher:
     def _store(self, job: _Job, recording: Recording) -> Item:
         self.work.go_on()
         self.work.archive.publish(job.target, job.item.entry.place.audio, recording.content_type)
-        sidecar = self.work.recorder.stored(
-            job.item,
-            size=recording.size,
-            sha256=recording.sha256,
-            content_type=recording.content_type,
-            is_mpeg=recording.is_mpeg,
-            permit=job.permit.id,
-            requested_at=recording.requested_at,
-            answered_at=recording.answered_at,
-        )
+        sidecar = self.work.recorder.stored(job.item, recording, permit=job.permit.id)
         self._write(job, sidecar)
         return job.item.with_sidecar(sidecar, size=recording.size)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pendulum
 
 from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.recorder import FAILURES
 from airflow_provider_amplemarket.archive.sidecar import Status
 from airflow_provider_amplemarket.exceptions import ArchiveError
 from airflow_provider_amplemarket.run.fetch import Outcome
 from airflow_provider_amplemarket.run.judge import Judge
+from airflow_provider_amplemarket.run.recorder import FAILURES
 from airflow_provider_amplemarket.run.work import Work
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from typing import Any
 import pendulum
 
 from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.recorder import MOST_SKEW
 from airflow_provider_amplemarket.exceptions import ArchiveIncompleteError, LedgerBusyError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.ledger import Ledger
 from airflow_provider_amplemarket.quota.rate import RateLimit
 from airflow_provider_amplemarket.run.plan import Plan
+from airflow_provider_amplemarket.run.recorder import MOST_SKEW
 from airflow_provider_amplemarket.run.report import list_failures
 from airflow_provider_amplemarket.run.work import Work
 

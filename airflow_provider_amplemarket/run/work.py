@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from airflow_provider_amplemarket.archive.recorder import Recorder
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import AmplemarketError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
+from airflow_provider_amplemarket.run.recorder import Recorder
 from airflow_provider_amplemarket.run.rules import Rules
 
 

@@ -16,7 +16,6 @@ import pytest
 
 from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.archive.entry import Entry, Item
-from airflow_provider_amplemarket.archive.recorder import Recorder
 from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
 from airflow_provider_amplemarket.archive.staging import STAGING
 from airflow_provider_amplemarket.archive.store import Archive
@@ -37,6 +36,7 @@ from airflow_provider_amplemarket.run.downloads import Downloads
 from airflow_provider_amplemarket.run.judge import OUTAGE
 from airflow_provider_amplemarket.run.orphans import commit_orphans
 from airflow_provider_amplemarket.run.plan import Plan
+from airflow_provider_amplemarket.run.recorder import Recorder
 from airflow_provider_amplemarket.run.rules import Rules
 from airflow_provider_amplemarket.run.work import Work
 

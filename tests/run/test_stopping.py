@@ -21,7 +21,6 @@ from types import FrameType
 import pytest
 
 from airflow_provider_amplemarket.archive.entry import Entry, Item
-from airflow_provider_amplemarket.archive.recorder import Recorder
 from airflow_provider_amplemarket.archive.sidecar import Attempt, Status
 from airflow_provider_amplemarket.archive.staging import STAGING
 from airflow_provider_amplemarket.archive.store import Archive
@@ -31,6 +30,7 @@ from airflow_provider_amplemarket.quota.rate import Permit, RateLimit, Report
 from airflow_provider_amplemarket.run.downloads import Downloads
 from airflow_provider_amplemarket.run.orphans import commit_orphans
 from airflow_provider_amplemarket.run.plan import Plan
+from airflow_provider_amplemarket.run.recorder import Recorder
 from airflow_provider_amplemarket.run.rules import Rules
 from airflow_provider_amplemarket.run.work import Work
 from airflow_provider_amplemarket.sandbox.recordings import recording_of

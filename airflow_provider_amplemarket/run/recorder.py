@@ -9,6 +9,7 @@ from typing import Any
 
 import pendulum
 
+from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
 
@@ -32,29 +33,18 @@ class Recorder:
     is_full: bool
     hold: timedelta
 
-    def stored(
-        self,
-        item: Item,
-        *,
-        size: int,
-        sha256: str,
-        content_type: str,
-        is_mpeg: bool,
-        permit: str,
-        requested_at: datetime,
-        answered_at: datetime,
-    ) -> Sidecar:
+    def stored(self, item: Item, recording: Recording, *, permit: str) -> Sidecar:
         """Return the sidecar of a recording that is archived."""
         return replace(
             self._of(item, Status.STORED),
             key=item.entry.place.audio,
-            size=size,
-            sha256=sha256,
-            content_type=content_type,
-            is_mpeg=is_mpeg,
+            size=recording.size,
+            sha256=recording.sha256,
+            content_type=recording.content_type,
+            is_mpeg=recording.is_mpeg,
             permit=permit,
-            requested_at=requested_at,
-            answered_at=answered_at,
+            requested_at=recording.requested_at,
+            answered_at=recording.answered_at,
         )
 
     def adopted(self, item: Item, *, size: int, sha256: str) -> Sidecar:
