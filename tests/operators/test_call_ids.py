@@ -61,7 +61,7 @@ class TestNothing:
         assert len(str(caught.value)) < 300
         assert bench.sandbox.log == []
 
-    def test_left_at_its_default_it_is_the_window(self, bench: Bench) -> None:
+    def test_call_ids_left_at_their_default_mean_the_window(self, bench: Bench) -> None:
         bench.start(*calls(2))
         assert len(bench.run().ok.statuses) == 2
         assert len(bench.run("none-in-the-dag-file", call_ids=None).ok.statuses) == 2
@@ -79,7 +79,9 @@ class TestNothing:
         # None in the DAG file, for a plain task of a mapped task group.
         assert len(bench.run("group", call_ids=None, map_index=0).ok.statuses) == 2
 
-    def test_through_airflow(self, bench: Bench, airflow: RealAirflow, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_what_airflow_renders_to_nothing_is_an_error(
+        self, bench: Bench, airflow: RealAirflow, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         bench.start(*calls(2))
         run = airflow.test(
             f"""
@@ -139,7 +141,7 @@ class TestLookUp:
         assert questions.searches == 1
         assert "call" in bench.record(rows[-1])
 
-    def test_waiting_in_the_worker_is_no_different(self, bench: Bench, questions: Questions) -> None:
+    def test_waiting_in_the_worker_reads_the_list_no_more_often(self, bench: Bench, questions: Questions) -> None:
         bench.start(*calls(60), page_size=5, limit=2, period=2.0)
         outcome = bench.run(call_ids=["call-059", "call-058", "call-057", "unheard-of"], deferrable=False).ok
         assert outcome.counts() == {"stored": 3, "not_found": 1}
@@ -185,7 +187,7 @@ class TestLookUp:
         assert outcome.counts() == {"stored": 4, "external": 1}
         assert questions.pages == 1 + outcome.deferrals
 
-    def test_overwrite_asks_for_each_once(self, bench: Bench, questions: Questions) -> None:
+    def test_overwriting_asks_for_each_call_once(self, bench: Bench, questions: Questions) -> None:
         rows = calls(4)
         bench.start(*rows, limit=5, period=4.0)
         bench.run("monday").ok  # noqa: B018
@@ -217,7 +219,7 @@ class TestMemory:
         found = named.find(archive, iter(listing), lambda item: not item.entry.is_settled)
         return {item.call_id: item for item in found}
 
-    def test_it_is_for_these_calls_alone(self, bench: Bench) -> None:
+    def test_what_is_kept_over_a_wait_is_for_these_calls_alone(self, bench: Bench) -> None:
         row = call("one")
         first = NamedCalls({"one": None, "two": None})
         self.items(bench, first, [row])
@@ -230,7 +232,7 @@ class TestMemory:
         other.remember(first.memory)
         assert (other.keys, other.unlisted) == ({}, set())
 
-    def test_it_is_small(self, bench: Bench) -> None:
+    def test_what_is_kept_over_a_wait_is_small(self, bench: Bench) -> None:
         rows = [call(f"0190c5d8-0000-4000-8000-{number:012}") for number in range(500)]
         named = NamedCalls({row["id"]: None for row in rows})
         self.items(bench, named, rows)
@@ -241,3 +243,109 @@ class TestMemory:
 def test_the_first_date_of_a_call_counts() -> None:
     given = [{"id": "a"}, {"call_id": "a", "start_date": "2026-11-20"}, {"id": "a", "start_date": "2026-11-21"}, "b"]
     assert read_call_ids(given) == {"a": "2026-11-20", "b": None}
+
+
+class TestNamedCalls:
+    @pytest.mark.parametrize(
+        "call_ids",
+        [
+            ["one", "two"],
+            ("two", "one", "two"),
+            [{"call_id": "one"}, {"id": "two", "start_date": None}],
+            '["one", "two"]',
+            "[{'call_id': 'one', 'size': None}, {'call_id': 'two'}]",
+            '[{"call_id": "one", "size": null}, {"call_id": "two", "ok": true}]',
+            " ['one', 'two'] ",
+        ],
+    )
+    def test_ids_are_taken_in_every_shape(self, bench: Bench, call_ids: Any) -> None:
+        rows = {row["id"]: row for row in (call("one", 24 * 90), call("two", duration=0), call("three"))}
+        bench.start(*rows.values())
+        outcome = bench.run(call_ids=call_ids).ok
+        assert outcome.statuses == {"one": "stored", "two": "stored"}
+        assert bench.holds(rows["one"], rows["two"])
+        assert outcome.summary["window"] is None
+
+    @pytest.mark.parametrize("call_ids", ["one", {"call_id": "one"}])
+    def test_a_single_id_is_taken(self, bench: Bench, call_ids: Any) -> None:
+        row = call("one")
+        bench.start(row)
+        assert bench.run(call_ids=call_ids).ok.asked == ["one"]
+        assert bench.holds(row)
+
+    def test_an_empty_list_of_ids_asks_for_nothing(self, bench: Bench) -> None:
+        bench.start(*calls(2))
+        for call_ids in ([], "[]"):
+            outcome = bench.run(call_ids=call_ids).ok
+            assert (outcome.rows, outcome.counts()) == ([], {})
+        assert bench.sandbox.log == []
+
+    def test_an_external_call_is_not_asked_for(self, bench: Bench) -> None:
+        bench.start(call("ext", external=True), call("one"))
+        outcome = bench.run(call_ids=["ext", "one"]).ok
+        assert (outcome.asked, outcome.counts()) == (["one"], {"stored": 1, "external": 1})
+
+    def test_a_call_that_the_list_does_not_have_is_archived_as_undated(self, bench: Bench) -> None:
+        sandbox = bench.start(call("known"))
+        sandbox.set_fault("gone", "chunked")
+        outcome = bench.run(call_ids=["gone"]).ok
+        assert bench.files() == ["undated/gone.json", "undated/gone.mp3"]
+        assert (outcome.rows or [])[0]["start_date"] is None
+        again = bench.run("later", call_ids=["gone"]).ok
+        assert (again.asked, again.statuses) == ([], {"gone": "already_stored"})
+
+    def test_an_undated_recording_is_not_asked_for_again_when_the_list_has_it_later(self, bench: Bench) -> None:
+        sandbox = bench.start(call("other"))
+        sandbox.set_fault("late", "chunked")
+        bench.run("by-id", call_ids=["late"]).ok  # noqa: B018
+        sandbox.add_calls(call("late"))
+        for kwargs in ({}, {"call_ids": ["late"]}):
+            outcome = bench.run("by-window", **kwargs).ok
+            assert "late" not in outcome.asked
+            assert outcome.statuses["late"] == "already_stored"
+        assert "undated/late.mp3" in bench.files()
+
+    def test_a_dated_recording_is_found_when_the_list_has_dropped_it(self, bench: Bench) -> None:
+        row = call("old", 24 * 2)
+        sandbox = bench.start(row, call("other"))
+        bench.run("monday").ok  # noqa: B018
+        sandbox.calls.remove(row)
+        outcome = bench.run("later", call_ids=["old"]).ok
+        assert (outcome.asked, outcome.statuses) == ([], {"old": "already_stored"})
+        assert (outcome.rows or [])[0]["uri"] == f"file://{bench.audio(row)}"
+
+    def test_the_list_is_read_no_further_than_needed(self, bench: Bench) -> None:
+        rows = calls(40)
+        bench.start(*rows, page_size=5)
+        bench.run(call_ids=[rows[-1]["id"]]).ok  # noqa: B018
+        assert len([entry for entry in bench.sandbox.log if entry.path == "/calls"]) == 1
+
+    @pytest.mark.parametrize("other", [["x"], {"id": 1}, 7, None])
+    def test_rows_of_the_list_without_a_proper_id_do_not_matter(self, bench: Bench, other: Any) -> None:
+        bench.start(call("new"), {**call("odd", 6), "id": other}, call("one", 7))
+        assert bench.run(call_ids=["one"]).ok.statuses == {"one": "stored"}
+
+    @pytest.mark.parametrize(
+        "call_ids",
+        [
+            ["../../etc/passwd"],
+            ["one", "/etc/passwd"],
+            ["a b"],
+            [""],
+            [None],
+            [7],
+            [{"uri": "x"}],
+            "one,two",
+            "[1, 2",
+            "[one]",
+            7,
+            b"one",
+            ["x" * 129],
+        ],
+    )
+    def test_what_is_not_an_id_is_refused_before_anything_is_asked(self, bench: Bench, call_ids: Any) -> None:
+        bench.start(call("one"))
+        error = bench.run(call_ids=call_ids).error
+        assert isinstance(error, AirflowFailException)
+        assert "call_ids" in str(error)
+        assert bench.sandbox.log == []

@@ -61,7 +61,7 @@ class TestGivingUp:
             assert isinstance(outcome.error, ArchiveIncompleteError)
         assert bench.record(bad)["status"] == "failed"
 
-    def test_nothing_to_wait_for(self, bench: Bench) -> None:
+    def test_without_a_wait_the_second_run_gives_a_recording_up(self, bench: Bench) -> None:
         bad = call("bad--cut")
         bench.start(bad)
         assert isinstance(bench.run("monday", give_up_after=timedelta(0)).error, ArchiveIncompleteError)
@@ -89,20 +89,20 @@ class TestGivingUp:
     )
 
     @ASKING
-    def test_asked_for_again_it_may_have_become_whole(self, bench: Bench, given_up: Row, again: Row) -> None:
+    def test_a_recording_asked_for_again_may_have_become_whole(self, bench: Bench, given_up: Row, again: Row) -> None:
         bench.sandbox.set_fault(given_up["id"], None)
         assert bench.run(**again).ok.counts() == {"stored": 1}
         assert bench.holds(given_up)
 
     @ASKING
-    def test_asked_for_again_it_is_given_up_again(self, bench: Bench, given_up: Row, again: Row) -> None:
+    def test_a_recording_asked_for_again_is_given_up_again(self, bench: Bench, given_up: Row, again: Row) -> None:
         outcome = bench.run(**again).ok
         assert (outcome.asked, outcome.counts()) == ([given_up["id"]], {"given_up": 1})
         # And asked for once, by whatever tries.
         retry = bench.run(**{**again, "try_number": 3}).ok
         assert (retry.asked, retry.counts()) == ([], {"given_up": 1})
 
-    def test_a_retry_is_no_clearing(self, bench: Bench, given_up: Row) -> None:
+    def test_a_retry_is_not_taken_for_a_cleared_task(self, bench: Bench, given_up: Row) -> None:
         assert bench.run("wednesday", try_number=3, max_tries=2).ok.asked == []
 
     def test_a_call_that_was_not_there_for_days_is_not_given_up_by_its_first_failure(self, bench: Bench) -> None:
@@ -176,7 +176,7 @@ class TestGivingUp:
         line = "Call #2: 'y' cannot be archived, and is given up: select failed with ValueError"
         assert any(line in found for found in told())
 
-    def test_in_airflow(self, bench: Bench, airflow: RealAirflow) -> None:
+    def test_two_dag_runs_of_airflow_give_a_recording_up(self, bench: Bench, airflow: RealAirflow) -> None:
         """Two DAG runs give it up; and a task that is cleared is known by its tries."""
         from airflow.models.taskinstance import TaskInstance, clear_task_instances
         from airflow.utils.session import create_session
@@ -263,7 +263,9 @@ class TestOutage:
 
     @pytest.mark.parametrize("concurrency", [1, 4, 32])
     @pytest.mark.parametrize("fault", ["cut", "html", "empty"])
-    def test_recordings_that_do_not_come_whole_cost_ten(self, bench: Bench, concurrency: int, fault: str) -> None:
+    def test_recordings_that_do_not_come_whole_cost_ten_requests(
+        self, bench: Bench, concurrency: int, fault: str
+    ) -> None:
         bench.start(*(call(f"x{number:02}--{fault}", 9 - number / 60) for number in range(40)), limit=100)
         outcome = bench.run(max_concurrency=concurrency)
         assert type(outcome.error) is AmplemarketError
@@ -272,7 +274,7 @@ class TestOutage:
         assert outcome.counts() == {"failed": 10}
 
     @pytest.mark.parametrize("concurrency", [1, 4, 32])
-    def test_so_do_failures_of_many_kinds(self, bench: Bench, concurrency: int) -> None:
+    def test_failures_of_many_kinds_cost_ten_requests(self, bench: Bench, concurrency: int) -> None:
         kinds = ["error-503", "cut", "redirect-http", "refuse", "html", "partial"]
         rows = [call(f"x{number:02}--{kinds[number % len(kinds)]}", 9 - number / 60) for number in range(40)]
         bench.start(*rows, limit=100)
@@ -331,7 +333,7 @@ class TestOutage:
         assert bench.run(max_concurrency=32).ok.counts() == {"stored": 33}
 
     @pytest.mark.parametrize("concurrency", [1, 4, 32])
-    def test_an_archive_that_takes_no_recording_costs_ten(
+    def test_an_archive_that_takes_no_recording_costs_ten_requests(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch, concurrency: int
     ) -> None:
         bench.start(*calls(40), limit=100)
@@ -363,7 +365,7 @@ class TestOrder:
         outcome = bench.run("wednesday", max_concurrency=1)
         assert outcome.counts() == {"stored": 3, "failed": 10}
 
-    def test_never_asked_then_not_found_then_failed(self, bench: Bench) -> None:
+    def test_calls_never_asked_for_come_before_not_found_and_failed_ones(self, bench: Bench) -> None:
         bad, absent, new = call("bad--cut", 30), call("absent--not-found", 29), call("new", 2)
         bench.start(bad, absent)
         bench.run("monday")
@@ -422,7 +424,9 @@ class TestEvidence:
 
     @pytest.mark.parametrize("lost", ["deleted", "older"])
     @pytest.mark.parametrize("overwrite", [False, True])
-    def test_a_ledger_that_lost_its_entries(self, bench: Bench, lost: str, overwrite: bool) -> None:
+    def test_a_ledger_that_lost_its_entries_is_made_up_from_the_sidecars(
+        self, bench: Bench, lost: str, overwrite: bool
+    ) -> None:
         rows = [call("a--not-found", 20), call("b--cut", 19), *calls(8)]
         sandbox = bench.start(*rows, limit=6, period=600.0)
         older = bench.ledger.texts[LEDGER]
@@ -444,7 +448,7 @@ class TestEvidence:
         assert bench.run("tuesday").ok.counts() == {"stored": 3, "already_stored": 3}
         assert bench.ledger.spent == 6
 
-    def test_attempts_to_overwrite_are_known_too(self, bench: Bench) -> None:
+    def test_attempts_to_overwrite_count_too(self, bench: Bench) -> None:
         row = call("one")
         sandbox = bench.start(row, limit=3, period=600.0)
         bench.run("monday").ok  # noqa: B018

@@ -50,7 +50,9 @@ class TestTheLog:
         assert re.fullmatch(r"20 of 25 archived, [45] left(, 1 failed)?", lines[1])
         assert sum("Archived file://" in record.getMessage() for record in told if record.levelname == "DEBUG") == 24
 
-    def test_where_there_are_few_it_has_a_line_for_each(self, bench: Bench, logs: pytest.LogCaptureFixture) -> None:
+    def test_where_there_are_few_the_log_has_a_line_for_each(
+        self, bench: Bench, logs: pytest.LogCaptureFixture
+    ) -> None:
         bench.start(*calls(15))
         bench.run("monday").ok  # noqa: B018
         bench.sandbox.add_calls(*(call(f"new-{number}") for number in range(3)))
@@ -59,7 +61,9 @@ class TestTheLog:
         lines = [record.getMessage() for record in logs.records if record.levelname == "INFO"]
         assert sum("Archived file://" in line for line in lines) == 3
 
-    def test_in_airflow(self, bench: Bench, airflow: RealAirflow, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_a_wait_in_airflow_is_logged_once(
+        self, bench: Bench, airflow: RealAirflow, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         bench.start(*calls(6), limit=4, period=8.0)
         run = airflow.test(f"Archive(task_id='archive', path={bench.path!r})")
         assert run.state == "success"
@@ -116,7 +120,7 @@ class TestTheLedgerIsBusy:
         assert bench.holds(*rows)
         assert outcome.counts() == {"stored": 3}
 
-    def test_after_the_wait_it_goes_on(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_after_the_wait_the_task_goes_on(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = calls(3)
         bench.start(*rows, period=8.0)
         Busy(monkeypatch, times=1, seconds=3)
@@ -124,7 +128,7 @@ class TestTheLedgerIsBusy:
         assert outcome.deferrals == 1
         assert bench.holds(*rows)
 
-    def test_max_wait_holds_for_it_too(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_max_wait_holds_for_the_ledger_too(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         bench.start(*calls(3))
         Busy(monkeypatch, times=1, seconds=180)
         error = bench.run(max_wait=timedelta(minutes=1)).error
@@ -151,7 +155,7 @@ class TestTheClock:
             (30, r"The clock of this machine is (29|30|31) s behind the API's.*too long.*NTP"),
         ],
     )
-    def test_a_wrong_one_is_told_once_a_run(
+    def test_a_wrong_clock_is_logged_once_a_run(
         self, bench: Bench, lies: dict[str, float], told: Callable[[], list[str]], seconds: float, expected: str
     ) -> None:
         lies["seconds"] = seconds
@@ -162,7 +166,7 @@ class TestTheClock:
         assert len(lines) == 1
         assert re.fullmatch(expected + r"\.", lines[0])
 
-    def test_a_right_one_is_no_matter(
+    def test_a_right_clock_is_not_logged(
         self, bench: Bench, lies: dict[str, float], told: Callable[[], list[str]]
     ) -> None:
         bench.start(*calls(2))
