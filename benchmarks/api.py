@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call
-from airflow_provider_amplemarket.sandbox.answers import Answer
 from airflow_provider_amplemarket.sandbox.calls import Call
 from airflow_provider_amplemarket.sandbox.listener import Request
 from airflow_provider_amplemarket.sandbox.pages import DEFAULT_SIZE, Query, filtered
+from airflow_provider_amplemarket.sandbox.responses import Response
 
 API_KEY = "sandbox-key"
 
@@ -31,11 +31,11 @@ class Api(Sandbox):
         self._delay = delay
         self._lists: dict[str, list[Call]] = {}
 
-    def answer(self, request: Request) -> Answer | None:
-        """Answer after the delay."""
-        answer = super().answer(request)
+    def respond(self, request: Request) -> Response | None:
+        """Respond after the delay."""
+        response = super().respond(request)
         self.pause(self._delay)
-        return answer
+        return response
 
     def page(self, query: Query, overlap: int = 0) -> dict[str, Any]:  # noqa: ARG002
         """Answer a page; a cursor is the number of calls before it."""

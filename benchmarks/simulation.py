@@ -30,10 +30,9 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
 from airflow_provider_amplemarket.quota import ledger as quota
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call
-from airflow_provider_amplemarket.sandbox.answers import Answer
 from airflow_provider_amplemarket.sandbox.listener import Request
 from airflow_provider_amplemarket.sandbox.requestlog import LogEntry
-from airflow_provider_amplemarket.sandbox.server import is_recording
+from airflow_provider_amplemarket.sandbox.responses import Response
 from benchmarks.real import KEY, http_connection
 from tests.operators.conftest import MemoryStore, TaskInstance
 
@@ -140,11 +139,11 @@ class Account(Sandbox):
             del call["begins"]
             self.add_calls(call)
 
-    def answer(self, request: Request) -> Answer | None:
+    def respond(self, request: Request) -> Response | None:
         """Let each recording take its part of the time for which several are under way at once."""
-        if request.listener == "api" and is_recording(request):
+        if request.listener == "api" and request.is_for_recording:
             self._passing.skip(self._pause)
-        return super().answer(request)
+        return super().respond(request)
 
 
 class CountingStore(MemoryStore):

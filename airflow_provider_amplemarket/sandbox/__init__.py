@@ -1,7 +1,7 @@
 """The Amplemarket API on this machine: calls, recordings, the hourly limit and everything that can go wrong.
 
-A local HTTP server of the standard library that answers as the API does, so that tests, a demonstration and
-anyone's own DAG can be run without an account and without spending real quota::
+A local HTTP server, made of the standard library alone, that responds as the API does. With it, tests, a demonstration
+and your own DAGs run without an account and without spending real quota::
 
     with Sandbox(calls=make_calls(24, end=datetime.now(UTC))) as sandbox:
         requests.get(f"{sandbox.url}/calls", headers={"Authorization": "Bearer sandbox-key"})

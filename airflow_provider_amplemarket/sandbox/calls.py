@@ -1,4 +1,4 @@
-"""Made-up calls, the same for the same seed."""
+"""Invented calls, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NOTES = (None, "", "Asked for a quote.", "Wants to talk again after the holidays
 
 
 def make_call(*, id: str, start_date: datetime | str, **fields: Any) -> Call:
-    """Return one call as ``GET /calls`` lists it, an answered one unless the fields say otherwise.
+    """Return one call as ``GET /calls`` lists it; one that was answered, unless the fields say otherwise.
 
     :param id: The call's id. If it ends in ``--`` and a fault's name, its recording shows that fault.
     :param start_date: When it began: an aware datetime, or text that is passed on as it is.
-    :param fields: Any other field of the row, also such as the API does not have.
+    :param fields: Any other fields of the row, even some that the API does not have.
     """
     return {
         "id": id,
@@ -47,7 +47,7 @@ def make_call(*, id: str, start_date: datetime | str, **fields: Any) -> Call:
 
 
 def make_calls(n: int, *, end: datetime, days: float = 1.0, seed: int = 0) -> list[Call]:
-    """Return calls spread over a span of time, newest first; of twelve one is external, one has no duration.
+    """Return calls spread over a span of time, newest first. Of twelve, one is external and one has no duration.
 
     :param n: How many.
     :param end: All of them begin before this time.
@@ -58,7 +58,7 @@ def make_calls(n: int, *, end: datetime, days: float = 1.0, seed: int = 0) -> li
     span = timedelta(days=days)
     calls = []
     for index in range(n):
-        # Each somewhere in a slice of its own: never two at once, and never one outside the span.
+        # Each lies in a slice of its own: never two at once, and none outside the span.
         start = end - span * ((index + rng.uniform(0.1, 0.9)) / n)
         calls.append(_realistic(index, start, rng))
     return calls
@@ -97,7 +97,7 @@ def _realistic(index: int, start: datetime, rng: Random) -> Call:
 
 
 def user_fields(name: str) -> Mapping[str, str]:
-    """Return the fields of a call that say whose it is.
+    """Return the fields of a call that name its user.
 
     :param name: One of the users.
     """
@@ -105,7 +105,7 @@ def user_fields(name: str) -> Mapping[str, str]:
 
 
 def contact_fields(name: str) -> Mapping[str, str]:
-    """Return the person at the other end.
+    """Return the ``contact`` of a call, the person at the other end.
 
     :param name: One of the contacts.
     """
@@ -121,11 +121,11 @@ def _transcript(name: str) -> list[Mapping[str, Any]]:
     ]
 
 
-def api_time(moment: datetime) -> str:
-    """Write a time as the API does: UTC, whole seconds, ``Z``.
+def api_time(value: datetime) -> str:
+    """Return a datetime as the API writes it: UTC, whole seconds, ``Z``.
 
-    :param moment: An aware datetime.
+    :param value: An aware datetime.
     """
-    if moment.tzinfo is None:
-        raise ValueError(f"{moment!r} has no time zone")
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if value.tzinfo is None:
+        raise ValueError(f"{value!r} has no time zone")
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,7 +7,7 @@ from collections import deque
 
 
 class SlidingWindow:
-    """Admit at most so many requests in any period. The time is passed in; callers see to locking.
+    """Admit at most so many requests in any period. The caller passes the time, and locks.
 
     :param limit: How many requests.
     :param period: The length of the period, in seconds.
@@ -24,7 +24,7 @@ class SlidingWindow:
         """Count a request.
 
         :param now: The time of the request, never less than that of the one before.
-        :return: None if it is admitted, otherwise the seconds until one would be.
+        :return: None if it is admitted, otherwise the seconds until one will be.
         """
         while self._times and self._times[0] <= now - self.period:
             self._times.popleft()
@@ -35,7 +35,7 @@ class SlidingWindow:
             return None
         if not self.limit:
             return self.period
-        # A place is free when fewer than `limit` are left, which is when this one goes.
+        # A place is free when fewer than `limit` are left, which is when this one leaves the window.
         return self._times[-self.limit] + self.period - now
 
 
@@ -48,10 +48,10 @@ def retry_after(seconds: float) -> str:
 
 
 def most_in_any(times: list[float], period: float) -> int:
-    """Return the greatest number of times that lie in one window, wherever that begins.
+    """Return the greatest number of times that lie in one window, wherever the window begins.
 
     :param times: The times, in any order.
-    :param period: The length of the window, which its end does not belong to.
+    :param period: The length of the window, whose end is not part of it.
     """
     ordered = sorted(times)
     most = first = 0

@@ -1,6 +1,6 @@
 """Make the audio samples in ``audio/``, from which the sandbox composes its recordings.
 
-Only needed to change the samples: the sandbox itself reads the committed files. Needs ``lameenc`` (LAME as a
+This is only needed to change the samples: the sandbox itself reads the committed files. It needs ``lameenc`` (LAME as a
 Python package) and, for the spoken samples, the program ``espeak-ng``::
 
     pip install lameenc && python airflow_provider_amplemarket/sandbox/make_audio.py
@@ -28,11 +28,11 @@ SPOKEN = {
 
 
 def tone(seconds: float, *frequencies: float, fade: float = 0.02) -> array[int]:
-    """Mix sine tones into 16 bit samples.
+    """Return a mix of sine tones as 16 bit samples.
 
     :param seconds: How long the tones sound.
     :param frequencies: The frequencies in hertz.
-    :param fade: Seconds in which the tones swell and die away, so that nothing clicks.
+    :param fade: Seconds in which the tones get louder and softer, so that nothing clicks.
     """
     count = int(seconds * RATE)
 
@@ -45,7 +45,7 @@ def tone(seconds: float, *frequencies: float, fade: float = 0.02) -> array[int]:
 
 
 def silence(seconds: float) -> array[int]:
-    """Return so many seconds of nothing.
+    """Return silence.
 
     :param seconds: How long the silence lasts.
     """
@@ -53,9 +53,9 @@ def silence(seconds: float) -> array[int]:
 
 
 def speech(text: str) -> array[int]:
-    """Let espeak-ng say a text.
+    """Return a text as espeak-ng speaks it.
 
-    :param text: What to say.
+    :param text: The text.
     """
     command = ["espeak-ng", "--stdout", "-s", "165", text]
     with wave.open(io.BytesIO(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)) as source:
@@ -65,7 +65,7 @@ def speech(text: str) -> array[int]:
 
 
 def resample(samples: Sequence[int], rate: int) -> array[int]:
-    """Bring samples to our rate by linear interpolation, which is good enough for a telephone voice.
+    """Return samples at `RATE`, by linear interpolation, which is good enough for a telephone voice.
 
     :param samples: The samples.
     :param rate: Their rate in hertz.
@@ -81,9 +81,9 @@ def resample(samples: Sequence[int], rate: int) -> array[int]:
 
 
 def encode(samples: array[int]) -> bytes:
-    """Encode mono samples as an MP3 of constant bit rate, without any tag.
+    """Return mono samples as an MP3 of constant bit rate, without any tag.
 
-    :param samples: 16 bit samples at our rate.
+    :param samples: 16 bit samples at `RATE`.
     """
     import lameenc  # type: ignore[import-not-found,import-untyped,unused-ignore]
 

@@ -35,7 +35,7 @@ class BadQueryError(Exception):
 class Pages:
     """How the list of calls behaves.
 
-    ``shuffled`` is newest first with rows a few places off. ``max_size`` silently caps what is asked for.
+    ``shuffled`` is newest first with rows a few places off. No page is larger than ``max_size``, whatever is asked for.
     """
 
     honour_filters: bool = True
@@ -90,7 +90,7 @@ def filtered(calls: list[Call], query: Query) -> list[Call]:
     :param calls: The calls.
     :param query: The parameters.
     """
-    # "Starting after" and "before" are taken at their word: a call at that very moment is on neither side.
+    # The API's documentation says "after" and "before": a call at that very time is on neither side.
     if "start_date_from" in query:
         after = _date(query, "start_date_from")
         calls = [call for call in calls if started(call) > after]
@@ -104,7 +104,7 @@ def filtered(calls: list[Call], query: Query) -> list[Call]:
 
 
 def started(call: Call) -> datetime:
-    """Return when a call began; one that does not say so comes before all others.
+    """Return when a call began; one without a date comes before all others.
 
     :param call: The call.
     """
@@ -119,7 +119,7 @@ def with_cursors(calls: list[Call]) -> Iterator[tuple[str, Call]]:
 
     :param calls: The calls, in order.
     """
-    # An id alone is not enough: a test may list a call twice, or leave ids out.
+    # An id alone is not enough: a test may list a call twice, or leave its id out.
     seen: Counter[str] = Counter()
     for call in calls:
         label = str(call.get("id"))
@@ -153,8 +153,8 @@ def _date(query: Query, parameter: str) -> datetime:
 
 
 def _aware(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    value = datetime.fromisoformat(text)
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _link(query: Query) -> dict[str, str]:

@@ -44,13 +44,13 @@ def recording_of(call_id: str, mebibytes: int | None = None) -> Recording:
     """Return the recording of a call, which depends on its id alone.
 
     :param call_id: The call's id.
-    :param mebibytes: Make it exactly this large, by playing the sample over and over.
+    :param mebibytes: Make it exactly this large, by repeating the sample.
     """
     sample = samples()[zlib.crc32(call_id.encode()) % len(samples())]
     tag = id3(call_id)
     if not mebibytes:
         return Recording(tag, sample)
-    # Whole samples only, so that no frame is cut: what is left over becomes padding, which the tag allows.
+    # Only whole samples, so that no frame is cut. The rest of the size is padding in the tag.
     repeats, padding = divmod(mebibytes * MEBIBYTE - len(tag), len(sample))
     return Recording(id3(call_id, padding), sample, repeats)
 
@@ -59,11 +59,11 @@ def id3(title: str, padding: int = 0) -> bytes:
     """Return an ID3v2.3 tag with a title.
 
     :param title: The title.
-    :param padding: So many empty bytes at the end of the tag.
+    :param padding: The number of empty bytes at the end of the tag.
     """
     text = b"\0" + title.encode("latin-1", "backslashreplace")
     body = b"TIT2" + len(text).to_bytes(4, "big") + b"\0\0" + text + bytes(padding)
-    # The tag's size has seven bits a byte, lest it look like the start of an MPEG frame.
+    # The tag's size has seven bits a byte, so that it cannot look like the start of an MPEG frame.
     size = bytes(len(body) >> shift & 0x7F for shift in (21, 14, 7, 0))
     return b"ID3\x03\x00\x00" + size + body
 

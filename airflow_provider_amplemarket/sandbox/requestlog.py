@@ -1,4 +1,4 @@
-"""What the sandbox was asked and what it answered. The key is never part of it."""
+"""The log of requests and responses. The API key is never part of it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TextIO
 class LogEntry:
     """One request.
 
-    ``time`` is when it was accepted and, if it counts, counted; ``answered`` is when the answer was over, or
-    None before that. Both are seconds since the epoch, on a clock that is never set back. ``status`` is 0 if
-    there is no answer; ``bytes_sent`` are those of the body. ``listener`` is ``api``, or ``away`` for the
-    other host, to which redirects lead. ``recording`` marks requests to the API's recording endpoint.
+    ``time`` is when it was accepted and, if it counts, counted; ``answered`` is when its response was sent to the
+    end, or None before that. Both are seconds since the epoch, on a clock that is never set back. ``status`` is 0 if
+    there is no response; ``bytes_sent`` are those of the body. ``listener`` is ``api``, or ``away`` for the other
+    host, to which redirects lead. ``recording`` marks requests to the API's recording endpoint.
     """
 
     time: float
@@ -60,15 +60,15 @@ class RequestLog:
                 self._file = None
 
     def add(self, entry: LogEntry) -> None:
-        """Enter a request that was accepted.
+        """Add a request that was accepted.
 
-        :param entry: Its entry, which is still to be finished.
+        :param entry: Its entry, not yet finished.
         """
         with self._lock:
             self._entries.append(entry)
 
     def finish(self, entry: LogEntry, now: float) -> None:
-        """Note that a request is over. The first time counts.
+        """Note that a request is over; a second time changes nothing.
 
         :param entry: Its entry.
         :param now: The time, in seconds since the epoch.

@@ -1,4 +1,4 @@
-"""The numbers that the environment sets: ``LIMIT``, ``PERIOD`` and ``PORT``."""
+"""The numbers that may be set in the environment: ``LIMIT``, ``PERIOD`` and ``PORT``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Number = TypeVar("Number", int, float)
 
 
 class SettingError(Exception):
-    """A variable of the environment has no value that it takes; the message is for who has set it."""
+    """A variable of the environment has a value that it cannot have; the message says what would be right."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Setting(Generic[Number]):
     """A number of the environment, or of the command line.
 
     :param name: The variable.
-    :param takes: What it takes, in words.
-    :param convert: Makes the number of a text, or raises ValueError.
-    :param accepts: Whether a number is one that it takes.
+    :param takes: The values that it takes, in words.
+    :param convert: Returns the number in a text, or raises ValueError.
+    :param accepts: Returns whether a number is one of these values.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Setting(Generic[Number]):
     accepts: Callable[[Number], bool]
 
     def parse(self, text: str) -> Number:
-        """Return the number that a text says; a type for ``argparse``.
+        """Return the number in a text; a type for ``argparse``.
 
         :param text: The text.
         """
@@ -47,7 +47,7 @@ class Setting(Generic[Number]):
     def read(self, default: Number) -> Number:
         """Return the variable's number.
 
-        :param default: What it is where the variable is unset or empty.
+        :param default: The number where the variable is unset or empty.
         :raises SettingError: When it is anything else.
         """
         text = os.environ.get(self.name, "").strip()

@@ -201,14 +201,14 @@ class TestLookUp:
     def test_a_call_that_leaves_the_list_meanwhile_keeps_its_place(self, bench: Bench) -> None:
         rows = calls(3)
         sandbox = bench.start(*rows, limit=2, period=4.0)
-        served = sandbox._answer_recording
+        served = sandbox._respond_with_recording
 
         def dropped(request: Any, call_id: str) -> Any:
             sandbox.calls[:] = [row for row in sandbox.calls if row["id"] != "call-002"]
             sandbox.set_fault("call-002", "chunked")
             return served(request, call_id)
 
-        sandbox._answer_recording = dropped  # type: ignore[method-assign]
+        sandbox._respond_with_recording = dropped  # type: ignore[method-assign]
         bench.run(call_ids=[row["id"] for row in rows]).ok  # noqa: B018
         assert bench.holds(*rows)
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_amplemarket.sandbox.answers import Answer, error
 from airflow_provider_amplemarket.sandbox.faults import LIST_FAULTS, RECORDING_FAULTS, Exchange
+from airflow_provider_amplemarket.sandbox.responses import Response, error
 from tests.operators.conftest import API_KEY, Bench, calls
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ else:
 """
 
 
-def trickle(exchange: Exchange) -> Answer:
+def trickle(exchange: Exchange) -> Response:
     """Send a byte every half a second, so that no time-out of a socket is ever over."""
 
     def drops() -> Iterator[bytes]:
@@ -75,7 +75,7 @@ def trickle(exchange: Exchange) -> Answer:
     return replace(exchange.healthy, body=drops())
 
 
-def trickled_error(exchange: Exchange) -> Answer:
+def trickled_error(exchange: Exchange) -> Response:
     """Do so with the body of an error."""
     exchange.healthy = error(500, "internal_server_error", "Something went wrong " * 100)
     return trickle(exchange)

@@ -81,7 +81,7 @@ class TestProgram:
         with self.run("--port", "0", "--faults", "nofault") as process:
             _, problems = process.communicate(timeout=10)
             assert process.returncode == 2
-            assert "'nofault' is no fault" in problems
+            assert "'nofault' is not a fault" in problems
 
     def test_the_program_says_that_its_port_is_taken(self, sandbox: Sandbox) -> None:
         with self.run("--port", sandbox.url.rpartition(":")[2]) as process:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_amplemarket.sandbox import RECORDING_FAULTS, Sandbox
-from airflow_provider_amplemarket.sandbox.faults import bomb
+from airflow_provider_amplemarket.sandbox.faults.contents import bomb
 from airflow_provider_amplemarket.sandbox.recordings import MEBIBYTE
 from tests.sandbox.checks import FAULTS, TESTED_ON_THEIR_OWN, is_healthy
 from tests.sandbox.client import HEADERS, fetch, get, good_call
@@ -113,7 +113,7 @@ class TestRecordingFaults:
     @pytest.mark.parametrize("name", ["", "nofault", "large-N", "large-", "too-many-x", "loop", "cut-1"])
     def test_a_fault_that_does_not_exist_is_refused(self, sandbox: Sandbox, name: str) -> None:
         if name:
-            with pytest.raises(ValueError, match="is no fault"):
+            with pytest.raises(ValueError, match="is not a fault"):
                 sandbox.set_fault("call", name)
         assert fetch(sandbox, f"call--{name}").status == 404
 
