@@ -113,9 +113,9 @@ class TestSidecars:
         record = bench.record(row)
         assert record.pop("call") == row
         assert record.pop("permit") in bench.ledger.texts["amplemarket_quota__amplemarket_default"]
-        moments = [datetime.fromisoformat(record.pop(name)) for name in ("requested_at", "answered_at", "archived_at")]
-        assert moments == sorted(moments)
-        assert moments[0] > datetime.now(UTC) - timedelta(minutes=1)
+        times = [datetime.fromisoformat(record.pop(name)) for name in ("requested_at", "answered_at", "archived_at")]
+        assert times == sorted(times)
+        assert times[0] > datetime.now(UTC) - timedelta(minutes=1)
         assert record == {
             "version": 1,
             "call_id": "one",

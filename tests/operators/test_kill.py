@@ -15,7 +15,7 @@ from tests.operators.conftest import Bench, TaskInstance, call, calls
 class TestKill:
     @contextmanager
     def running(self, bench: Bench, ti: TaskInstance, **kwargs: Any) -> Iterator[Callable[[], BaseException | None]]:
-        """Run a task that is killed at the beginning of the block; give what answers its end."""
+        """Run a task that is killed at the beginning of the block; yield a function that returns what ended it."""
         operator = bench.operator(**kwargs)
         ends: list[BaseException | None] = []
 

@@ -46,11 +46,11 @@ class TestQuota:
         ti = TaskInstance("run", 1, 1)
         with pytest.raises(TaskDeferred) as caught:
             bench.operator().execute(bench.context(ti))
-        moment = caught.value.trigger.moment
+        until_trigger = caught.value.trigger.moment
         summary = ti.xcoms["summary"]
         assert (summary["stored"], summary["left"], summary["permits_spent"]) == (2, 3, 2)
         until = datetime.fromisoformat(summary["waiting_until"])
-        assert abs((until - moment).total_seconds()) <= 1
+        assert abs((until - until_trigger).total_seconds()) <= 1
         assert 590 < (until - datetime.now(UTC)).total_seconds() < 620
         end = datetime.fromisoformat(summary["estimated_end"])
         assert 590 < (end - until).total_seconds() < 620

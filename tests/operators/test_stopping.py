@@ -82,7 +82,7 @@ def trickled_error(exchange: Exchange) -> Response:
 
 
 class SilentStore(BaseHTTPRequestHandler):
-    """Answers like an empty S3 bucket, but falls silent where it is told to."""
+    """Responds like an empty S3 bucket, but never to the requests for which it is to be silent."""
 
     protocol_version = "HTTP/1.1"
     server: SilentServer

@@ -83,6 +83,12 @@ class TestProgram:
             assert process.returncode == 2
             assert "'nofault' is not a fault" in problems
 
+    def test_a_wrong_datetime_is_refused(self) -> None:
+        with self.run("--port", "0", "--end", "yesterday") as process:
+            _, problems = process.communicate(timeout=10)
+            assert process.returncode == 2
+            assert "'yesterday' is not a valid datetime; use ISO 8601, e.g. 2026-11-20T00:00:00Z" in problems
+
     def test_the_program_says_that_its_port_is_taken(self, sandbox: Sandbox) -> None:
         with self.run("--port", sandbox.url.rpartition(":")[2]) as process:
             _, problems = process.communicate(timeout=10)
