@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 from benchmarks.table import Row, markdown, terminal
+from dev.checkout import CHECKOUT, airflow_environment
 
 MODULES = ("hour", "waiting", "burst", "memory", "growth", "rest")
-PAGE = Path(__file__).parent.parent / "docs/benchmarks.md"
+PAGE = CHECKOUT / "docs/benchmarks.md"
 
 
 def main() -> int:
@@ -34,7 +35,9 @@ def main() -> int:
     methods: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="amplemarket-benchmarks-") as home:
         # Airflow makes itself at home as soon as it is imported; not in the user's.
-        os.environ.update(_settings(Path(home)))
+        environment = airflow_environment(Path(home))
+        os.environ.clear()
+        os.environ.update(environment)
         for name in names:
             module = importlib.import_module(f"benchmarks.{name}")
             began = time.monotonic()
@@ -47,18 +50,6 @@ def main() -> int:
         output.write_text(markdown(rows, methods, command))
         print(f"Written to {output.name}")
     return 0
-
-
-def _settings(home: Path) -> dict[str, str]:
-    for name in [name for name in os.environ if name.startswith(("AIRFLOW_", "AMPLEMARKET_"))]:
-        del os.environ[name]
-    return {
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
-        "NO_COLOR": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Api(Sandbox):
     The sandbox with a delay, and with pages that cost the same however many there are.
 
     :param calls: the calls, newest first.
-    :param delay: seconds before the first byte of every answer.
+    :param delay: seconds before the first byte of every response.
     """
 
     def __init__(self, calls: list[Call], delay: float) -> None:
@@ -38,7 +38,7 @@ class Api(Sandbox):
         return response
 
     def page(self, query: Query, overlap: int = 0) -> dict[str, Any]:  # noqa: ARG002
-        """Answer a page; a cursor is the number of calls before it."""
+        """Return a page; a cursor is the number of calls before it."""
         others = {name: value for name, value in query.items() if name != "page[after]"}
         name = urlencode(others)
         if name not in self._lists:
@@ -52,7 +52,7 @@ class Api(Sandbox):
 
 def calls_of(count: int, mebibytes: int, *, end: datetime, days: float) -> list[Call]:
     """
-    Answer calls, newest first, spread evenly over some days.
+    Return calls, newest first, spread evenly over some days.
 
     :param count: how many.
     :param mebibytes: size of the recording of each.
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--mebibytes", type=int, default=1, help="size of each recording")
     parser.add_argument("--end", type=datetime.fromisoformat, default=datetime.now(UTC), help="calls begin before")
     parser.add_argument("--days", type=float, default=1.0, help="over so many days")
-    parser.add_argument("--delay", type=float, default=0.0, help="seconds before the first byte of every answer")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before the first byte of every response")
     options = parser.parse_args()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

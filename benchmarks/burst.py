@@ -1,5 +1,5 @@
 """
-Fifty recordings of 2 MiB, from an API whose every answer takes 300 ms to begin, onto the local disk and onto rclone's
+Fifty recordings of 2 MiB, from an API whose every response takes 300 ms to begin, onto the local disk and onto rclone's
 S3. Servers are processes of their own. The operator runs in a DAG with its defaults, four downloads at once; measured
 is the whole of its ``execute``: listing calls and archive, ledger and XCom (the API server of Airflow is in the same
 process), downloads, uploads, sidecars. curl, the floor, is given the addresses, runs under ``xargs -P 4``, and puts
@@ -22,7 +22,8 @@ from benchmarks import children
 from benchmarks.api import API_KEY, calls_of
 from benchmarks.servers import S3, ApiServer, api, s3
 from benchmarks.table import Row
-from dev.stores import ACCESS, BUCKET
+from dev.stores.s3 import ACCESS
+from dev.stores.store import BUCKET
 
 CALLS = 50
 MEBIBYTES = 2

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dev.checkout import airflow_environment
+
 Figures = dict[str, float]
 
 
@@ -45,7 +47,7 @@ def run(
     """
     Run a command.
 
-    :param variables: what it is told beside the environment.
+    :param variables: what it has beside this process's environment, or instead.
     :param text: its input.
     :param folder: where it is run.
     :return: its output.
@@ -59,12 +61,12 @@ def run(
 
 @contextmanager
 def airflow_home() -> Iterator[dict[str, str]]:
-    """Give what the environment must say for an Airflow of one's own, with an empty database."""
+    """Give the environment of an Airflow of one's own, with an empty database."""
     with tempfile.TemporaryDirectory(prefix="amplemarket-benchmark-") as name:
         home = Path(name)
-        variables = _settings(home)
+        (home / "dags").mkdir()
         shutil.copy(_template(), home / "airflow.db")
-        yield variables
+        yield airflow_environment(home)
 
 
 @cache
@@ -72,15 +74,5 @@ def _template() -> Path:
     """Make a database once, beside the home of the whole run, which is removed at its end."""
     home = Path(os.environ["AIRFLOW_HOME"]) / "template"
     home.mkdir(parents=True)
-    run([sys.executable, "-m", "airflow", "db", "migrate"], _settings(home))
+    run([sys.executable, "-m", "airflow", "db", "migrate"], airflow_environment(home))
     return home / "airflow.db"
-
-
-def _settings(home: Path) -> dict[str, str]:
-    (home / "dags").mkdir()
-    return {
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
-    }

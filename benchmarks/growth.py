@@ -5,7 +5,7 @@ objects in date partitions of 1,000; in it 100 to 10,000 calls, at most 1,000 a 
 plan of 100 calls is made seven times, that of 1,000 three times, that of 10,000 once, by turns. The requests to S3 are
 counted by a relay in front of it, those for pages of calls by the API. The loop is how a task of one's own would do it:
 for each call on each page it looks whether its recording is there, with boto3's ``head_object`` or ``Path.exists``.
-Servers and processes are as with the burst; the API answers without delay.
+Servers and processes are as with the burst; the API responds without delay.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from benchmarks import children
 from benchmarks.api import API_KEY, calls_of
 from benchmarks.servers import ApiServer, Counting, api, s3
 from benchmarks.table import Row
-from dev.stores import BUCKET, aws_connection
+from dev.stores.s3 import aws_connection
+from dev.stores.store import BUCKET
 
 END = datetime(2026, 11, 20, tzinfo=UTC)
 A_DAY = 1000

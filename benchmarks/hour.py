@@ -3,11 +3,11 @@ The operator of the provider archives a backlog, and the calls of a day, through
 downloads, archive on the local disk, deferral. The API is the sandbox, over HTTP, with the limit of 50 recordings
 in any hour. The clock is simulated: it jumps over every wait, and passes by itself while something is done. A task
 starts and comes back as late as it does in the real Airflow below, and four downloads are under way at once, each as
-long as the row says. The optimum for a backlog of n is ⌈n/50⌉ − 1 hours and the time of the last burst; for the day,
+long as it is in the row. The optimum for a backlog of n is ⌈n/50⌉ − 1 hours and the time of the last burst; for the day,
 that each recording is asked for as soon as the hourly run after its call is due and 50 requests in any hour allow it.
 
 A whole Airflow on PostgreSQL (scheduler, triggerer, LocalExecutor), with a period of seconds instead of an hour,
-shows that the simulation tells the truth: the same case is run in both.
+shows that the simulation is true: the same case is run in both.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def simulated_rows(name: str, case: Case, simulated: Simulated) -> list[Row]:
             ratio=f"{makespan / optimum:.4f}",
             bound=f"at most {BOUND}",
             met=makespan / optimum <= BOUND,
-            note=f"the last burst takes {burst:.0f} s, a task comes back {case.start:.1f} s after its trigger's "
-            f"moment; workers are held for {simulated.worker_seconds / count * 100:.0f} s per 100 recordings",
+            note=f"the last burst takes {burst:.0f} s, a task comes back {case.start:.1f} s after its trigger "
+            f"fires; workers are held for {simulated.worker_seconds / count * 100:.0f} s per 100 recordings",
         ),
         Row(
             measured=f"{name}: requests per recording; refused ones; resumes per {case.limit} recordings",
@@ -95,10 +95,9 @@ def simulated_rows(name: str, case: Case, simulated: Simulated) -> list[Row]:
     if len(case.runs) > 1:
         delays = [
             mean(
-                moment - max(call, case.runs[0]).timestamp()
-                for moment, call in zip(moments, sorted(case.calls), strict=True)
+                time - max(call, case.runs[0]).timestamp() for time, call in zip(times, sorted(case.calls), strict=True)
             )
-            for moments in (answered(case, simulated), case.optimum)
+            for times in (archived(case, simulated), case.optimum)
         ]
         rows.append(
             Row(
@@ -114,18 +113,18 @@ def simulated_rows(name: str, case: Case, simulated: Simulated) -> list[Row]:
     return rows
 
 
-def answered(case: Case, simulated: Simulated) -> list[float]:
+def archived(case: Case, simulated: Simulated) -> list[float]:
     """Return when the recordings had come, in the order of their calls."""
-    moments = {str(entry.call_id): entry.answered or 0.0 for entry in log.recordings(simulated.log)}
-    assert len(moments) == len(case.calls)
-    return [moments[call_id] for call_id in sorted(moments)]
+    times = {str(entry.call_id): entry.answered or 0.0 for entry in log.recordings(simulated.log)}
+    assert len(times) == len(case.calls)
+    return [times[call_id] for call_id in sorted(times)]
 
 
 def latency(measured: real.Measured) -> float:
     """
-    Answer how long a real task took to ask for its first recording, on the average.
+    Return how long a real task took to ask for its first recording, on the average.
 
-    Counted from the run's trigger, and whenever the task came back from the moment at which it was to.
+    Counted from the run's trigger, and, whenever the task came back, from the time at which it was to.
     """
     hold = RateLimit(real.LIMIT, real.PERIOD).hold
     entries, seconds = log.recordings(measured.log), []
@@ -141,14 +140,14 @@ def real_row(measured: real.Measured, start: float) -> Row:
     case = replace(backlog(real.RECORDINGS, start=start), limit=real.LIMIT, period=real.PERIOD)
     simulated = simulate(case)
     begun = START.timestamp()
-    makespan, told = log.ended(measured.log) - measured.triggered, log.ended(simulated.log) - begun
+    makespan, expected = log.ended(measured.log) - measured.triggered, log.ended(simulated.log) - begun
     optimum = case.optimum[-1] - begun + log.last_burst(measured.log)
     return Row(
         measured=f"{real.RECORDINGS} recordings, {real.LIMIT} in {real.PERIOD:g} s, in a real Airflow and simulated: "
         "seconds until the last one is archived; requests per recording; refused ones; resumes",
         ours=figures(makespan, measured.log, measured.starts - 1),
-        peers={"simulated": figures(told, simulated.log, simulated.resumes), "optimum": f"{optimum:.1f} s"},
-        ratio=f"{makespan / told:.3f} of what is simulated",
+        peers={"simulated": figures(expected, simulated.log, simulated.resumes), "optimum": f"{optimum:.1f} s"},
+        ratio=f"{makespan / expected:.3f} of what is simulated",
         bound="",
         met=None,
         note=f"the {start:.1f} s (mean) in which this Airflow brings a task to its first recording are "
@@ -157,6 +156,6 @@ def real_row(measured: real.Measured, start: float) -> Row:
 
 
 def figures(makespan: float, entries: list[LogEntry], resumes: int) -> str:
-    """Write what is compared."""
+    """Return what is compared, as a text."""
     per_recording = len(log.recordings(entries)) / real.RECORDINGS
     return f"{makespan:.1f} s; {per_recording:.3f}; {log.refused(entries)}; {resumes}"

@@ -1,4 +1,4 @@
-"""What the sandbox's log of requests tells of a run."""
+"""What the sandbox's log of requests has of a run."""
 
 from __future__ import annotations
 

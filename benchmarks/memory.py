@@ -2,7 +2,7 @@
 One recording of 1 MiB, 50 MiB, 500 MiB, each in a process of its own: by how much that process grows at most
 (``VmHWM``) above what it had when it was idle, after a first recording of 1 MiB had been archived so that all code was
 loaded. It is archived three times; the peaks are taken above the idle memory before the first, so that what a process
-keeps counts, too. The rest is as with the burst, but the API answers without delay.
+keeps counts, too. The rest is as with the burst, but the API responds without delay.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks import children
 from benchmarks.api import API_KEY, calls_of
 from benchmarks.servers import ApiServer, api, s3
 from benchmarks.table import Row
-from dev.stores import BUCKET
+from dev.stores.store import BUCKET
 
 SIZES = (1, 50, 500)
 TIMES = 3

@@ -18,14 +18,15 @@ from urllib.parse import urlsplit
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call
 from airflow_provider_amplemarket.sandbox.requestlog import LogEntry
 from benchmarks.log import ended
-from dev.stores import aws_connection, free_port, process, s3_client
-from tests.e2e.airflow import Airflow
-from tests.e2e.postgres import Postgres
-from tests.e2e.truth import Watch
+from dev.observed import ObservedAirflow
+from dev.postgres import Postgres
+from dev.processes import free_port, run_server
+from dev.stores.s3 import aws_connection, s3_client
+from dev.watch import Watch
 
 RECORDINGS, LIMIT, PERIOD = 30, 10, 15.0
 OURS, HTTP_TO_S3, SLEEPING = "ours", "http_to_s3", "sleeping"
-#: Whoever comes first would pay for the API server's first answers, which take seconds.
+#: Whoever comes first would pay for the API server's first responses, which take seconds.
 WARM_UP = "warm_up"
 BUCKET = "recordings"
 KEY = "benchmark-key"
@@ -69,11 +70,9 @@ def measure() -> dict[str, Measured]:
             "BENCHMARK_PERIOD": str(PERIOD),
             "TMPDIR": str(home),
         }
-        airflow = Airflow(
-            home, stack.enter_context(Postgres()), environment, {"benchmarks": Path(__file__).parent / "dags"}
-        )
-        stack.callback(airflow.stop)
-        airflow.start()
+        dags = {"benchmarks": Path(__file__).parent / "dags"}
+        postgres = stack.enter_context(Postgres())
+        airflow = stack.enter_context(ObservedAirflow(home, postgres, dags, environment))
         airflow.unpause(WARM_UP)
         airflow.trigger(WARM_UP, datetime.now(UTC))
         airflow.wait_for_runs(WARM_UP, count=1)
@@ -81,8 +80,8 @@ def measure() -> dict[str, Measured]:
         return {name: archive(airflow, name, sandbox, store) for name, sandbox in sandboxes.items()}
 
 
-def archive(airflow: Airflow, dag_id: str, sandbox: Sandbox, store: str) -> Measured:
-    """Let one DAG archive its account's recordings, and see that it has them all, whole."""
+def archive(airflow: ObservedAirflow, dag_id: str, sandbox: Sandbox, store: str) -> Measured:
+    """Let one DAG archive its account's recordings, and check that it has them all, whole."""
 
     def look() -> tuple[float, set[int]]:
         return time.monotonic(), airflow.task_processes()
@@ -92,7 +91,7 @@ def archive(airflow: Airflow, dag_id: str, sandbox: Sandbox, store: str) -> Meas
         triggered = time.time()
         airflow.trigger(dag_id, datetime.now(UTC))
         airflow.wait_for_runs(dag_id, count=1)
-        # The run is over a moment before the process of its last task is.
+        # The run is over shortly before the process of its last task is.
         airflow.wait("the end of the last process", lambda: not airflow.task_processes())
     client = s3_client(store)
     for call in sandbox.calls:
@@ -101,7 +100,7 @@ def archive(airflow: Airflow, dag_id: str, sandbox: Sandbox, store: str) -> Meas
     samples = [(0.0, set[int]()), *watch.seen]
     return Measured(
         triggered=triggered,
-        worker_seconds=sum(len(held) * (later - moment) for (moment, held), (later, _) in pairwise(watch.seen)),
+        worker_seconds=sum(len(held) * (later - seen) for (seen, held), (later, _) in pairwise(watch.seen)),
         starts=sum(len(held - before) for (_, before), (_, held) in pairwise(samples)),
         at_once=max(len(held) for _, held in watch.seen),
         log=sandbox.log,
@@ -130,20 +129,20 @@ def s3(directory: Path) -> Iterator[str]:
     """Serve S3 with an empty bucket, in a process of its own."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with process(command, directory / "moto.log", port):
+    with run_server(command, directory / "moto.log", port):
         url = f"http://127.0.0.1:{port}"
         s3_client(url).create_bucket(Bucket=BUCKET)
         yield url
 
 
 def our_connection(sandbox: Sandbox) -> str:
-    """Write the provider's connection."""
+    """Return the provider's connection."""
     extra = {"recording_limit": LIMIT, "recording_period": PERIOD, "timeout": 5}
     return json.dumps({"conn_type": "amplemarket", "host": sandbox.url, "password": KEY, "extra": extra})
 
 
 def http_connection(sandbox: Sandbox) -> str:
-    """Write a connection of the type that Airflow has for any HTTP API."""
+    """Return a connection of the type that Airflow has for any HTTP API."""
     url = urlsplit(sandbox.url)
     headers = {"Authorization": f"Bearer {KEY}"}
     return json.dumps({"conn_type": "http", "host": url.hostname, "port": url.port, "extra": headers})

@@ -16,6 +16,7 @@ from statistics import median
 
 from benchmarks import children
 from benchmarks.table import Row
+from dev.checkout import CHECKOUT
 
 OURS = "airflow_provider_amplemarket.operators.recording"
 PEER = "airflow.providers.http.operators.http"
@@ -108,8 +109,7 @@ def _row(measured: str, ours: float, peer: float) -> Row:
 def _size() -> Row:
     """Compare our wheel, unpacked, with the installed provider for HTTP."""
     with tempfile.TemporaryDirectory(prefix="amplemarket-rest-") as name:
-        checkout = Path(__file__).parent.parent
-        children.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", name], folder=checkout)
+        children.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", name], folder=CHECKOUT)
         (wheel,) = Path(name).glob("*.whl")
         packed = wheel.stat().st_size
         target = Path(name) / "unpacked"

@@ -18,7 +18,9 @@ from urllib.parse import unquote
 from urllib.request import urlopen
 
 from benchmarks.api import API_KEY
-from dev.stores import ACCESS, BUCKET, aws_connection, free_port, process, program
+from dev.processes import find_program, free_port, run_server
+from dev.stores.s3 import ACCESS, aws_connection
+from dev.stores.store import BUCKET
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class ApiServer:
     url: str
 
     def connection(self, **extra: Any) -> str:
-        """Write its Airflow connection."""
+        """Return its Airflow connection."""
         return json.dumps({"conn_type": "amplemarket", "host": self.url, "password": API_KEY, "extra": extra})
 
     def pages(self) -> int:
         """Count the requests for pages of calls until now."""
-        with urlopen(f"{self.url}/sandbox/log") as answer:
-            return sum(entry["path"] == "/calls" for entry in json.load(answer)["requests"])
+        with urlopen(f"{self.url}/sandbox/log") as response:
+            return sum(entry["path"] == "/calls" for entry in json.load(response)["requests"])
 
 
 @contextmanager
@@ -86,9 +88,9 @@ def s3(directory: Path) -> Iterator[S3]:
     """
     (directory / BUCKET).mkdir(parents=True, exist_ok=True)
     port = free_port()
-    command = [str(program("rclone")), "serve", "s3", str(directory), "--config", "/dev/null"]
+    command = [str(find_program("rclone")), "serve", "s3", str(directory), "--config", "/dev/null"]
     command += ["--addr", f"127.0.0.1:{port}", "--auth-key", ",".join(ACCESS.values()), "--no-modtime", "--etag-hash="]
-    with process(command, directory.with_suffix(".log"), port):
+    with run_server(command, directory.with_suffix(".log"), port):
         yield S3(f"http://127.0.0.1:{port}", directory / BUCKET)
 
 

@@ -4,7 +4,7 @@ The provider's own operator against the sandbox, on a clock that jumps over ever
 The clock passes as it does elsewhere while something is done, and at once where a task waits: until its trigger
 fires, until its worker has slept, until the next run is due. What is done between the waits is what is done in
 production, but for the ledger, which is kept in memory instead of an Airflow Variable, and for a worker's start,
-which takes as long as one says.
+which takes as long as the case has it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any, Self
 from unittest import mock
 
@@ -34,11 +33,13 @@ from airflow_provider_amplemarket.sandbox.listener import Request
 from airflow_provider_amplemarket.sandbox.requestlog import LogEntry
 from airflow_provider_amplemarket.sandbox.responses import Response
 from benchmarks.real import KEY, http_connection
-from tests.operators.conftest import MemoryStore, TaskInstance
+from dev.memory import MemoryStore
+from dev.task import TaskInstance, make_context
 
-#: Any moment will do.
+#: Any time will do.
 START = datetime(2026, 1, 5, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+CONN_ID = "amplemarket_default"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Case:
     :param runs: when the runs of the DAG are due; each looks at the calls before that, and no two work at once.
     :param limit: requests for recordings per period.
     :param period: the period in seconds.
-    :param start: seconds that it takes a task to start or, after its trigger's moment, to come back.
+    :param start: seconds that it takes a task to start or, after its trigger has fired, to come back.
     :param download: seconds that a recording takes.
     :param concurrency: how many are under way at once.
     """
@@ -70,11 +71,11 @@ class Case:
 
         That is when the first run after the call is due, and not more than the limit in any period.
         """
-        moments: list[float] = []
+        times: list[float] = []
         for call in sorted(self.calls):
             due = next(run for run in self.runs if run > call).timestamp()
-            moments.append(max(due, moments[-self.limit] + self.period) if len(moments) >= self.limit else due)
-        return moments
+            times.append(max(due, times[-self.limit] + self.period) if len(times) >= self.limit else due)
+        return times
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,9 @@ class Clock:
         with self._lock:
             self._traveller.shift(seconds)
 
-    def skip_to(self, moment: datetime) -> None:
-        """Let it be that moment, if it is not later already."""
-        self.skip(max(0.0, moment.timestamp() - time.time()))
+    def skip_to(self, due: datetime) -> None:
+        """Let it be that time, if it is not later already."""
+        self.skip(max(0.0, due.timestamp() - time.time()))
 
 
 class Account(Sandbox):
@@ -127,8 +128,8 @@ class Account(Sandbox):
         self._passing = clock
         self._pause = case.download / case.concurrency
         self._coming = [
-            make_call(id=f"call-{number:05}", start_date=moment) | {"begins": moment}
-            for number, moment in enumerate(sorted(case.calls))
+            make_call(id=f"call-{number:05}", start_date=begins) | {"begins": begins}
+            for number, begins in enumerate(sorted(case.calls))
         ]
 
     def catch_up(self) -> None:
@@ -146,35 +147,16 @@ class Account(Sandbox):
         return super().respond(request)
 
 
-class CountingStore(MemoryStore):
-    """The ledger, and how often it is read or written."""
-
-    uses = 0
-
-    def get(self, key: str) -> str | None:
-        self.uses += 1
-        return super().get(key)
-
-    def set(self, key: str, text: str) -> None:
-        self.uses += 1
-        super().set(key, text)
-
-
 def simulate(case: Case) -> Simulated:
     """Let the runs archive the calls, one after the other, as the pool would."""
-    store = CountingStore()
+    store = MemoryStore.empty(CONN_ID)
     resumes, worker_seconds = 0, 0.0
     with _surroundings(case, store) as (clock, account, path):
         for number, due in enumerate(case.runs):
             clock.skip_to(due)
             ti = TaskInstance(f"run-{number}", try_number=1, max_tries=0)
-            context: dict[str, Any] = {
-                "ti": ti,
-                "dag_run": SimpleNamespace(run_type="scheduled", run_after=due),
-                "data_interval_start": case.runs[number - 1] if number else due - HOUR,
-                "data_interval_end": due,
-                "prev_data_interval_end_success": case.runs[number - 1] if number else None,
-            }
+            previous = case.runs[number - 1] if number else None
+            context = make_context(ti, start=previous or due - HOUR, end=due, prev_data_interval_end_success=previous)
             method, arguments = "execute", dict[str, Any]()
             while method:
                 clock.skip(case.start)
@@ -189,7 +171,7 @@ def simulate(case: Case) -> Simulated:
                 worker_seconds += time.time() - began
                 if method:
                     clock.skip_to(arguments["event"])
-        return Simulated(account.log, resumes, worker_seconds, store.uses)
+        return Simulated(account.log, resumes, worker_seconds, len(store.accesses))
 
 
 def simulate_sleeping(case: Case, connection: str) -> Simulated:
@@ -200,7 +182,7 @@ def simulate_sleeping(case: Case, connection: str) -> Simulated:
     """
     from benchmarks.dags.sleeping import archive  # Airflow must know its home first
 
-    with _surroundings(replace(case, concurrency=1), MemoryStore()) as (clock, account, _):
+    with _surroundings(replace(case, concurrency=1), MemoryStore.empty(CONN_ID)) as (clock, account, _):
         clock.skip(case.start)
         account.catch_up()
         connections = {"AIRFLOW_CONN_SLEEPING": http_connection(account), "AIRFLOW_CONN_AWS_DEFAULT": connection}

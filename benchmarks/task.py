@@ -31,7 +31,7 @@ from airflow_provider_amplemarket.quota.ledger import VARIABLE_PREFIX
 from airflow_provider_amplemarket.quota.lock import FREE
 from airflow_provider_amplemarket.quota.rate import LedgerState
 from airflow_provider_amplemarket.run.plan import Plan
-from dev import stores
+from dev.stores.s3 import s3_client
 
 Options = dict[str, Any]
 Figures = dict[str, float]
@@ -159,7 +159,7 @@ def _repeat(run: Callable[[str, str, list[str]], None], options: Options) -> Non
 
 def _saver(options: Options) -> Callable[[str, bytes], object]:
     if "bucket" in options:
-        client = s3_client()
+        client = make_client()
         return lambda key, content: client.put_object(Bucket=options["bucket"], Key=key, Body=content)
 
     def save(key: str, content: bytes) -> None:
@@ -195,7 +195,7 @@ def look(options: Options) -> None:
 def _finder(options: Options) -> Callable[[str], bool]:
     if "bucket" not in options:
         return lambda key: (Path(options["folder"]) / key).exists()
-    client = s3_client()
+    client = make_client()
 
     def exists(key: str) -> bool:
         try:
@@ -207,13 +207,13 @@ def _finder(options: Options) -> Callable[[str], bool]:
     return exists
 
 
-def s3_client() -> Any:
-    """Make boto3's client for the Airflow connection of the store."""
-    return stores.s3_client(Connection.get("aws").extra_dejson["endpoint_url"])
+def make_client() -> Any:
+    """Return boto3's client for the Airflow connection of the store."""
+    return s3_client(Connection.get("aws").extra_dejson["endpoint_url"])
 
 
 def main() -> None:
-    """Run what the command line says."""
+    """Run what the command line names."""
     kind, options = sys.argv[1], json.loads(sys.argv[2])
     {"operators": run_operators, "http_to_s3": http_to_s3, "loop": loop, "look": look}[kind](options)
     print(json.dumps(FIGURES))

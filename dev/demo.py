@@ -15,9 +15,12 @@ from typing import Any
 
 from airflow_provider_amplemarket.sandbox import Sandbox
 from airflow_provider_amplemarket.sandbox.settings import SettingError
-from dev import home
+from dev import example, home
+from dev.airflow import Airflow
+from dev.checkout import CHECKOUT, shown
+from dev.processes import StepError
 
-#: Where the operator says how far it is: ``12 of 20 archived, 8 left, …``; not where its trigger says so again.
+#: The operator's lines of progress: ``12 of 20 archived, 8 left, …``; not those of its trigger, which repeat them.
 PROGRESS = re.compile(r"(?<!\d)(?<!: )\d+ of \d+ archived,.*?(?=\s+\[|$)")
 
 
@@ -34,29 +37,28 @@ def main() -> int:
             sandbox = stack.enter_context(place.make_sandbox())
             url, key = sandbox.url, home.SANDBOX_KEY
             print(f"API        {url}: a sandbox with {len(sandbox.calls)} calls of {home.yesterday()}")
-        print(f"Airflow    {home.shown(place.path)}", flush=True)
+        print(f"Airflow    {shown(place.path)}", flush=True)
         # In the environment, so that the key is written to no file.
-        env = place.environment() | {f"AIRFLOW_CONN_{home.CONN_ID.upper()}": json.dumps(place.connection(url, key))}
+        connection = {f"AIRFLOW_CONN_{home.CONN_ID.upper()}": json.dumps(place.connection(url, key))}
         # What was cut short would hold the only slot of the pool, should a scheduler ever run here.
         stack.callback(place.fail_unfinished)
         place.fail_unfinished()
-        place.migrate(env)
+        airflow = example.make_airflow(place, environment=connection)
         began = time.monotonic()
-        place.run("run", ["airflow", "dags", "test", home.DAG_ID], env, watch=_show_progress)
+        airflow.cli("dags", "test", home.DAG_ID, watch=_show_progress)
         print(f"DAG        dags/{home.DAG_ID}.py, run in {time.monotonic() - began:.0f} s\n")
-        found = results(place, env)
+        found = results(place, airflow)
         show(place, **found)
         return verify(found["result"], found["summary"], sandbox)
 
 
-def results(place: home.Home, env: dict[str, str]) -> dict[str, Any]:
+def results(place: home.Home, airflow: Airflow) -> dict[str, Any]:
     """Read what the run has pushed."""
     quota = [str(place.limit), str(place.period)]
     command = [sys.executable, "-m", "dev.results", home.DAG_ID, home.CONN_ID, *quota, str(place.archive)]
-    done = subprocess.run(command, env=env, cwd=home.CHECKOUT, capture_output=True, text=True)
+    done = subprocess.run(command, env=airflow.environment, cwd=CHECKOUT, capture_output=True, text=True)
     if done.returncode:
-        print(f"\nThe run's result cannot be read:\n{done.stderr[-4000:]}")
-        raise home.StepError("results")
+        raise StepError(f"The run's result cannot be read:\n{done.stderr[-4000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -80,18 +82,18 @@ def show(place: home.Home, result: list[dict[str, Any]], summary: dict[str, Any]
     )
     if not summary["permits_spent"]:
         print("           Nothing new was asked for: all of it was in the archive. To begin anew: make reset")
-    print(f"Listen     {home.shown(place.archive)}/date=*/*.mp3")
+    print(f"Listen     {shown(place.archive)}/date=*/*.mp3")
 
 
 def verify(result: list[dict[str, Any]], summary: dict[str, Any], sandbox: Sandbox | None) -> int:
-    """Hold the archive against its sidecars, and against the sandbox where there is one."""
+    """Compare the archive with its sidecars, and with the sandbox where there is one."""
     problems = []
     for row in result:
         path = Path(row["uri"].removeprefix("file://"))
         audio = path.read_bytes()
         sidecar = json.loads(path.with_suffix(".json").read_text())
         if not (hashlib.sha256(audio).hexdigest() == sidecar["sha256"] == row["sha256"]):
-            problems.append(f"{path} is not what its sidecar says")
+            problems.append(f"{path} does not fit its sidecar")
         if sandbox and audio != sandbox.recording(row["call_id"]):
             problems.append(f"{path} is not what was served")
     if sandbox:
@@ -120,7 +122,8 @@ if __name__ == "__main__":
     except SettingError as problem:
         print(problem, file=sys.stderr)
         sys.exit(2)
-    except home.StepError:
+    except StepError as problem:
+        print(problem)
         sys.exit(1)
     except KeyboardInterrupt:
         print("\nStopped. The next `make demo` goes on from here; after `make reset` it begins anew.", flush=True)

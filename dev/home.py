@@ -1,37 +1,26 @@
-"""An Airflow of the checkout's own: where it lives, what it is told, and how its commands are run."""
+"""The homes of the checkout's own Airflows: each a folder with its database, its archive and its quota."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Timer
 
 from airflow_provider_amplemarket.sandbox import Sandbox, make_calls
 from airflow_provider_amplemarket.sandbox.settings import LIMIT, PERIOD
+from dev.checkout import CHECKOUT, shown
+from dev.processes import StepError
 
-CHECKOUT = Path(__file__).parent.parent
 BASE = Path(os.environ.get("DEMO_HOME") or CHECKOUT / ".airflow").absolute()
 API_KEY = os.environ.get("AMPLEMARKET_API_KEY", "").strip()
 CONN_ID = "amplemarket_default"
 DAG_ID = "amplemarket_recordings"
 SANDBOX_KEY = "sandbox-key"
-#: Seconds that a command has to end after Ctrl-C.
-GRACE = 20.0
-
-_Watch = Callable[[str], None]
-
-
-class StepError(Exception):
-    """A step did not work; why has been shown."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +72,8 @@ class Home:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"Something else runs in {shown(self.path)}; stop it first, or choose another DEMO_HOME")
-                raise StepError("claim") from None
+                message = f"Something else runs in {shown(self.path)}; stop it first, or choose another DEMO_HOME"
+                raise StepError(message) from None
             yield
 
     def make_sandbox(self) -> Sandbox:
@@ -95,69 +84,9 @@ class Home:
         return Sandbox(calls=calls, api_key=SANDBOX_KEY, limit=self.limit, period=self.period, log_path=log)
 
     def connection(self, url: str, key: str) -> dict[str, object]:
-        """Write the connection as Airflow reads it from JSON."""
+        """Return the connection as Airflow reads it from JSON."""
         extra = {"recording_limit": self.limit, "recording_period": self.period}
         return {"conn_type": "amplemarket", "host": url, "password": key, "extra": extra}
-
-    def environment(self) -> dict[str, str]:
-        """Say to Airflow what it has to know."""
-        return {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "AMPLEMARKET_"))},
-            "AIRFLOW_HOME": str(self.path),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(CHECKOUT / "dags"),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}",
-            "AIRFLOW_VAR_AMPLEMARKET_ARCHIVE": f"file://{self.archive}",
-            "NO_COLOR": "1",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
-
-    def run(self, name: str, command: list[str], env: dict[str, str], *, watch: _Watch | None = None) -> None:
-        """
-        Run a command of Airflow with its output in a log; show the log when it fails.
-
-        :param watch: is given every line of the output.
-        :raises StepError: when the command fails.
-        """
-        log = self.path / f"{name}.log"
-        with (
-            log.open("w") as file,
-            # A process group of its own: Ctrl-C reaches it once, and from here.
-            subprocess.Popen(
-                command,
-                env=env,
-                cwd=CHECKOUT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            ) as process,
-        ):
-
-            def follow() -> None:
-                for line in process.stdout or ():
-                    file.write(line)
-                    if watch:
-                        watch(line)
-
-            try:
-                follow()
-            except KeyboardInterrupt:
-                _stop(process, follow)
-                raise
-        if process.returncode:
-            print(f"\n{name} failed; the end of {log}:\n", *log.read_text().splitlines()[-40:], sep="\n")
-            raise StepError(name)
-
-    def migrate(self, env: dict[str, str]) -> None:
-        """Create the database, or bring it up to date."""
-        is_new = not self.database.exists()
-        try:
-            self.run("database", ["airflow", "db", "migrate"], env)
-        except BaseException:
-            if is_new:  # half of one cannot be brought up to date
-                self.database.unlink(missing_ok=True)
-            raise
 
     def has_run(self) -> bool:
         """Return whether the example DAG has had a run here."""
@@ -182,25 +111,6 @@ class Home:
             database.execute("UPDATE dag_run SET state = 'failed' WHERE state IN ('queued', 'running')")
 
 
-def _stop(process: subprocess.Popen[str], follow: Callable[[], None]) -> None:
-    """Let a command end by itself, but not for long; a second Ctrl-C ends it at once."""
-
-    def kill() -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    timer = Timer(GRACE, kill)
-    timer.start()
-    with suppress(KeyboardInterrupt):
-        follow()
-        process.wait()
-    timer.cancel()
-    kill()
-    process.wait()
-
-
 #: The real API gets a home of its own: neither its recordings nor its quota mix with the sandbox's.
 LIVE = Home("live", 50, 3600.0)
 DEMO = Home("sandbox", LIVE.limit, LIVE.period)
@@ -208,11 +118,6 @@ DEMO = Home("sandbox", LIVE.limit, LIVE.period)
 STANDALONE = Home("airflow", 8, 60.0)
 
 
-def shown(path: Path) -> str:
-    """Shorten a path below the checkout."""
-    return str(path.relative_to(CHECKOUT)) if path.is_relative_to(CHECKOUT) else str(path)
-
-
 def yesterday() -> str:
-    """Name the day whose calls the sandbox has."""
+    """Return the day whose calls the sandbox has."""
     return (datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%d")

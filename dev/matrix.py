@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dev.home import CHECKOUT
+from dev.checkout import CHECKOUT
 
 ENVIRONMENTS = CHECKOUT / ".venv-matrix"
 #: Small enough that the twenty recordings of the example DAG need two periods, and one wait in the triggerer.
@@ -92,24 +92,24 @@ class Member:
         """Test the wheel, and print how it went; what fails is shown."""
         python = find_python(self.python)
         if python is None:
-            self.say(f"SKIPPED: there is no Python {self.python} on this machine")
+            self.show(f"SKIPPED: there is no Python {self.python} on this machine")
             return os.environ.get("CI") != "true"
         began = time.monotonic()
         self.log.unlink(missing_ok=True)
         try:
             result = self.test(self.install(python, wheel))
         except StepError as error:
-            self.say(f"FAILED; all output is in {self.log.relative_to(CHECKOUT)}\n\n{error}\n")
+            self.show(f"FAILED; all output is in {self.log.relative_to(CHECKOUT)}\n\n{error}\n")
             return False
-        self.say(f"ok: {result}; the example DAG with a deferral; {time.monotonic() - began:.0f} s")
+        self.show(f"ok: {result}; the example DAG with a deferral; {time.monotonic() - began:.0f} s")
         return True
 
-    def say(self, what: str) -> None:
+    def show(self, what: str) -> None:
         """Print something about the member."""
         print(f"{self.name:18} Airflow {self.series.airflow}  Python {self.python}  {what}", flush=True)
 
     def install(self, python: Path, wheel: Path) -> Path:
-        """Make the environment anew, with the wheel in it, and answer its Python."""
+        """Make the environment anew, with the wheel in it, and return its Python."""
         directory = ENVIRONMENTS / self.name
         versions = CHECKOUT / self.series.constraints
         self.run(*UV, "venv", "-q", "--clear", "--python", python, directory)
@@ -117,7 +117,7 @@ class Member:
         return directory / "bin" / "python"
 
     def test(self, python: Path) -> str:
-        """Run the unit tests and the example DAG, and say how it went."""
+        """Run the unit tests and the example DAG, and return how many tests there were."""
         with tempfile.TemporaryDirectory(prefix="amplemarket-matrix-") as directory:
             copy = Path(directory)
             # In the checkout, the package's own folder would be imported instead of what is installed.
@@ -135,7 +135,7 @@ class Member:
         return re.sub(r", \d+ warnings?| in .*", "", tests.splitlines()[-1].strip("= "))
 
     def run(self, *command: str | Path, cwd: Path = CHECKOUT, **env: str) -> str:
-        """Run a command and answer its output, which is also logged."""
+        """Run a command and return its output, which is also logged."""
         left_out = ("AIRFLOW", "AMPLEMARKET", "PYTHON", "VIRTUAL_ENV")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         path = f"{ENVIRONMENTS / self.name / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -193,7 +193,7 @@ def ends() -> list[Member]:
 
 
 def build_wheel() -> Path:
-    """Build the wheel and answer where it is."""
+    """Build the wheel and return where it is."""
     directory = ENVIRONMENTS / "dist"
     shutil.rmtree(directory, ignore_errors=True)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)]
@@ -230,9 +230,9 @@ def find_python(version: str) -> Path | None:
     for candidate in [Path(sys.base_prefix, "bin", "python3"), *([Path(on_path)] if on_path else []), *of_pyenv]:
         # pyenv puts a shim on the PATH for every Python that it has; only those of the chosen ones work.
         command = [str(candidate), "-c", "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        found, _, executable = answer.stdout.strip().partition(" ")
-        if answer.returncode == 0 and found == version:
+        done = subprocess.run(command, capture_output=True, text=True)
+        found, _, executable = done.stdout.strip().partition(" ")
+        if done.returncode == 0 and found == version:
             return Path(executable)
     return None
 

@@ -6,6 +6,8 @@ import shutil
 import sys
 
 from dev import home
+from dev.checkout import shown
+from dev.processes import StepError
 
 
 def main() -> int:
@@ -14,14 +16,15 @@ def main() -> int:
         if place.path.exists():
             with place.claim():
                 shutil.rmtree(place.path)
-            print(f"Removed    {home.shown(place.path)}")
+            print(f"Removed    {shown(place.path)}")
     if home.LIVE.path.exists():
-        print(f"Kept       {home.shown(home.LIVE.path)}: its recordings are real; remove it by hand")
+        print(f"Kept       {shown(home.LIVE.path)}: its recordings are real; remove it by hand")
     return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except home.StepError:
+    except StepError as problem:
+        print(problem)
         sys.exit(1)

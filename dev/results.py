@@ -45,7 +45,7 @@ def count_spent(state: LedgerState, archive: Path, limit: RateLimit, *, conn_id:
 
 
 def _requests(sidecar: Path, conn_id: str) -> Iterator[tuple[str, float]]:
-    """Yield the permits that a sidecar tells of, and the timestamps that they count from."""
+    """Yield the permits that a sidecar has, and the timestamps that they count from."""
     try:
         record = json.loads(sidecar.read_text())
     except (OSError, ValueError):  # one that is being written

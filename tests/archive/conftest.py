@@ -10,12 +10,8 @@ import pytest
 import tenacity
 
 from airflow_provider_amplemarket.archive.store import Archive
-from dev.stores import (
-    STORES,
-    Kind,
-    Relay,
-    Store,
-)
+from dev.stores import STORES, Kind, Store
+from dev.stores.relay import Relay
 
 
 @pytest.fixture(scope="module", params=STORES, ids=lambda kind: kind.name)

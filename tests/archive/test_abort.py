@@ -14,10 +14,7 @@ import tenacity
 
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import ArchiveError
-from dev.stores import (
-    MuteServer,
-    Relay,
-)
+from dev.stores.relay import MuteServer, Relay
 from tests.archive.tools import (
     MIB,
     child,

@@ -16,12 +16,9 @@ from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import ArchiveError
-from dev.stores import (
-    Relay,
-    Store,
-    endpoint_of,
-    s3_client,
-)
+from dev.stores import Store
+from dev.stores.relay import Relay
+from dev.stores.s3 import endpoint_of, s3_client
 from tests.archive.tools import (
     AUDIO,
     call,

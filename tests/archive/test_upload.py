@@ -21,11 +21,9 @@ from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.archive.staging import STAGING
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import ArchiveError
-from dev.stores import (
-    Relay,
-    Store,
-    write_once,
-)
+from dev.stores import Store
+from dev.stores.relay import Relay
+from dev.stores.s3 import write_once
 from tests.archive.tools import (
     AUDIO,
     MIB,

@@ -14,14 +14,8 @@ from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.archive.writecheck import WRITE_CHECK
 from airflow_provider_amplemarket.exceptions import ArchiveError
-from dev.stores import (
-    Store,
-    aws_connection,
-    demanding_credentials,
-    endpoint_of,
-    s3_client,
-    write_once,
-)
+from dev.stores import Store
+from dev.stores.s3 import aws_connection, demanding_credentials, endpoint_of, s3_client, write_once
 from tests.archive.tools import (
     commit,
     counted,

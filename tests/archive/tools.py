@@ -19,11 +19,9 @@ from airflow_provider_amplemarket.archive.sidecar import Sidecar
 from airflow_provider_amplemarket.archive.staging import STAGING
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.calls import Call
-from dev.stores import (
-    BUCKET,
-    Store,
-    aws_connection,
-)
+from dev.stores import Store
+from dev.stores.s3 import aws_connection
+from dev.stores.store import BUCKET
 
 AUDIO = b"ID3" + bytes(range(256)) * 40
 MIB = 1024**2

@@ -43,7 +43,7 @@ def test_archives_a_day_of_calls_and_asks_for_nothing_the_second_time(tmp_path: 
 
 
 def runs(home: Path) -> list[tuple[str, str]]:
-    """Answer the states of the runs, the oldest first, each with that of its task."""
+    """Return the states of the runs, the oldest first, each with that of its task."""
     query = "SELECT r.state, t.state FROM dag_run r JOIN task_instance t USING (dag_id, run_id) ORDER BY r.id"
     with closing(sqlite3.connect(home / "sandbox" / "airflow.db")) as database:
         return list(database.execute(query))

@@ -1,4 +1,4 @@
-"""What is run by hand refuses wrong numbers before it begins anything, and says what is true."""
+"""What is run by hand refuses wrong numbers before it begins anything, and prints what is true."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from airflow_provider_amplemarket.quota.rate import LedgerState, RateLimit
-from dev import home, standalone
+from dev import example, home, standalone
+from dev.processes import StepError
 from dev.results import count_spent
 
 CHECKOUT = Path(__file__).parents[2]
@@ -36,7 +38,7 @@ def run(module: str, *options: str, base: Path, **env: str) -> subprocess.Comple
 
 
 def nowhere(tmp_path: Path) -> Path:
-    """Answer where no home can be made, so that what begins fails at once and leaves no Airflow running."""
+    """Return where no home can be made, so that what begins fails at once and leaves no Airflow running."""
     (tmp_path / "file").touch()
     return tmp_path / "file" / "home"
 
@@ -95,17 +97,18 @@ class TestStandalone:
             monkeypatch.delenv(name, raising=False)
         place = home.STANDALONE
 
+        def check() -> None:
+            raise StepError("a part has ended")
+
         @contextmanager
-        def airflow(*_: object) -> Iterator[tuple[list[subprocess.Popen[bytes]], dict[str, str]]]:
+        def running(*_: object) -> Iterator[SimpleNamespace]:
             with closing(sqlite3.connect(place.database)) as database, database:
                 database.execute("CREATE TABLE IF NOT EXISTS dag_run (dag_id TEXT)")
                 database.execute("INSERT INTO dag_run VALUES (?)", (home.DAG_ID,))
             (place.path / "simple_auth_manager_passwords.json.generated").write_text(json.dumps({"admin": "a"}))
-            with subprocess.Popen([sys.executable, "-c", ""]) as part:
-                part.wait()
-                yield [part], {"AIRFLOW__API__BASE_URL": "http://127.0.0.1:1"}
+            yield SimpleNamespace(url="http://127.0.0.1:1", check=check)
 
-        monkeypatch.setattr(standalone, "airflow", airflow)
+        monkeypatch.setattr(example, "running", running)
         handler = signal.getsignal(signal.SIGTERM)
         yield place
         signal.signal(signal.SIGTERM, handler)

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call
-from tests.e2e.airflow import Airflow
+from dev.observed import ObservedAirflow
 
 SCHEDULED = ("cron", "cron_interval", "delta_interval")
 TRIGGERED = ("by_hand", "by_asset")
@@ -24,7 +24,7 @@ class Clockwork(threading.Thread):
     :param sandbox: takes the calls.
     """
 
-    def __init__(self, airflow: Airflow, sandbox: Sandbox) -> None:
+    def __init__(self, airflow: ObservedAirflow, sandbox: Sandbox) -> None:
         super().__init__(name="clockwork")
         self.problem: BaseException | None = None
         self.resumed = threading.Event()
@@ -70,10 +70,10 @@ class Clockwork(threading.Thread):
             self._sandbox.add_calls(make_call(id=f"tick-{now:%H%M%S}", start_date=now))
             self._over.wait(STEP)
 
-    def _tick_until_each_has_run_since(self, moment: datetime) -> None:
-        """Go on until each scheduled DAG has had a good run that was due after that moment."""
+    def _tick_until_each_has_run_since(self, start: datetime) -> None:
+        """Go on until each scheduled DAG has had a good run that was due after that datetime."""
         due: set[str] = set()
         while due != set(SCHEDULED) and not self._over.is_set():
             self._tick(STEP)
-            rows = [row for row in self._airflow.runs(*SCHEDULED) if row["run_after"] > moment]
+            rows = [row for row in self._airflow.runs(*SCHEDULED) if row["run_after"] > start]
             due = {row["dag_id"] for row in rows if row["state"] == "success"}

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox
-from tests.e2e.airflow import Airflow
+from dev.checkout import CHECKOUT
+from dev.observed import ObservedAirflow
+from dev.postgres import Postgres
 from tests.e2e.clockwork import Clockwork
-from tests.e2e.postgres import Postgres
 
+#: The suite's own DAGs, and the example that the provider comes with.
+DAGS = {"e2e": Path(__file__).parent / "dags", "example": CHECKOUT / "dags"}
 #: Stands out in any text.
 API_KEY = "sk_live_e2e_Zq7-never-to-be-seen"
 CONN_ID = "amplemarket_default"
@@ -42,17 +45,13 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def airflow(
     tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox, archives: Path, scratch: Path
-) -> Iterator[Airflow]:
+) -> Iterator[ObservedAirflow]:
     """Give an Airflow that runs, with the connection in its database."""
     with Postgres() as postgres:
         environment = {"E2E_ARCHIVES": archives.as_uri(), "TMPDIR": str(scratch)}
-        airflow = Airflow(tmp_path_factory.mktemp("airflow"), postgres, environment)
-        try:
-            airflow.start()
+        with ObservedAirflow(tmp_path_factory.mktemp("airflow"), postgres, DAGS, environment) as airflow:
             connect(airflow, CONN_ID, sandbox, LIMIT, PERIOD)
             yield airflow
-        finally:
-            airflow.stop()
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +62,7 @@ def clock_sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def clockwork(airflow: Airflow, clock_sandbox: Sandbox) -> Iterator[Clockwork]:
+def clockwork(airflow: ObservedAirflow, clock_sandbox: Sandbox) -> Iterator[Clockwork]:
     """Let the DAGs with windows run beside all other tests: they need minutes, but little else."""
     connect(airflow, "amplemarket_windows", clock_sandbox, 1000, PERIOD)
     airflow.rest("POST", "/pools", {"name": "amplemarket_windows", "slots": 1, "include_deferred": True})
@@ -73,7 +72,7 @@ def clockwork(airflow: Airflow, clock_sandbox: Sandbox) -> Iterator[Clockwork]:
     clockwork.stop()
 
 
-def connect(airflow: Airflow, conn_id: str, sandbox: Sandbox, limit: int, period: int) -> None:
+def connect(airflow: ObservedAirflow, conn_id: str, sandbox: Sandbox, limit: int, period: int) -> None:
     """Enter a connection into Airflow's database, as its UI does."""
     extra = json.dumps({"recording_limit": limit, "recording_period": period, "timeout": TIMEOUT})
     body = {"connection_id": conn_id, "conn_type": "amplemarket", "host": sandbox.url, "password": API_KEY}

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call
+from dev.observed import ObservedAirflow, Row
+from dev.watch import Watch
 from tests.e2e import truth
-from tests.e2e.airflow import Airflow, Row
 from tests.e2e.conftest import LIMIT, POOL
 
 pytestmark = pytest.mark.e2e
@@ -25,7 +26,7 @@ MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def day(ago: int) -> datetime:
-    """Answer the midnight so many days ago."""
+    """Return the midnight so many days ago."""
     return MIDNIGHT - timedelta(days=ago)
 
 
@@ -39,15 +40,13 @@ class Sharing:
     samples: list[tuple[float, list[Row]]]
 
     def urgent_since(self) -> float:
-        """Answer when the urgent task was first seen to be due."""
-        due = [
-            moment for moment, rows in self.samples if any(row["dag_id"] == "urgent" and row["state"] for row in rows)
-        ]
+        """Return when the urgent task was first seen to be due."""
+        due = [seen for seen, rows in self.samples if any(row["dag_id"] == "urgent" and row["state"] for row in rows)]
         return due[0]
 
 
 @pytest.fixture(scope="module")
-def sharing(airflow: Airflow, sandbox: Sandbox, archives: Path) -> Sharing:
+def sharing(airflow: ObservedAirflow, sandbox: Sandbox, archives: Path) -> Sharing:
     """Let everything run at once: a backfill, overlapping windows, mapped tasks, and a late urgent run."""
     history = [id for ago in range(9, 4, -1) for id in truth.add_calls(sandbox, f"history-{ago}", 6, day(ago))]
     overlapping = [id for ago in (4, 3) for id in truth.add_calls(sandbox, f"overlapping-{ago}", 6, day(ago))]
@@ -62,7 +61,7 @@ def sharing(airflow: Airflow, sandbox: Sandbox, archives: Path) -> Sharing:
         query = "SELECT dag_id, state FROM task_instance WHERE task_id = 'archive' AND dag_id = ANY(%s)"
         return time.time(), airflow.db.rows(query, list(DAGS))
 
-    with truth.Watch(look) as watch:
+    with Watch(look) as watch:
         airflow.unpause(*DAGS)
         period = ["--from-date", day(9).isoformat(), "--to-date", day(5).isoformat()]
         airflow.cli("backfill", "create", "--dag-id", "history", "--max-active-runs", "5", *period)
@@ -78,13 +77,13 @@ def sharing(airflow: Airflow, sandbox: Sandbox, archives: Path) -> Sharing:
 
 
 def test_every_recording_is_archived_once_with_one_request_and_never_more_than_the_limit(
-    sharing: Sharing, sandbox: Sandbox, airflow: Airflow
+    sharing: Sharing, sandbox: Sandbox, airflow: ObservedAirflow
 ) -> None:
     truth.check_archive(sandbox, sharing.archive, sharing.wanted)
     assert truth.times_asked(sandbox, sharing.wanted) == Counter(sharing.wanted)
     assert not truth.refused(sandbox.recording_requests())
     assert sandbox.most_in_any_period() <= LIMIT
-    # What the tasks say of themselves adds up to the same.
+    # The summaries of the tasks add up to the same.
     summaries = airflow.xcoms("summary", *DAGS)
     assert len(summaries) == HISTORY_RUNS + 3 + 2 * 3 + 1
     assert sum(summary["stored"] for summary in summaries) == len(sharing.wanted)
@@ -95,7 +94,9 @@ def test_nothing_is_asked_for_that_is_not_wanted(sharing: Sharing, sandbox: Sand
     assert {entry.call_id for entry in sandbox.recording_requests()} == set(sharing.wanted)
 
 
-def test_the_pool_is_there_from_the_start_and_one_task_at_a_time_holds_it(sharing: Sharing, airflow: Airflow) -> None:
+def test_the_pool_is_there_from_the_start_and_one_task_at_a_time_holds_it(
+    sharing: Sharing, airflow: ObservedAirflow
+) -> None:
     [pool] = airflow.db.rows("SELECT slots, include_deferred FROM slot_pool WHERE pool = %s", POOL)
     assert pool == {"slots": 1, "include_deferred": True}
     holding = ("queued", "running", "restarting", "deferred")
@@ -116,7 +117,7 @@ def test_a_task_that_waits_for_the_quota_is_deferred(sharing: Sharing) -> None:
 
 
 def test_an_urgent_run_that_comes_after_a_long_backfill_gets_the_next_free_permits(
-    sharing: Sharing, sandbox: Sandbox, airflow: Airflow
+    sharing: Sharing, sandbox: Sandbox, airflow: ObservedAirflow
 ) -> None:
     since = sharing.urgent_since()
     later = [str(entry.call_id) for entry in truth.requests_of(sandbox, sharing.wanted) if entry.time > since]

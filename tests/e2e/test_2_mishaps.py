@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox
+from dev.observed import ObservedAirflow
 from tests.e2e import truth
-from tests.e2e.airflow import Airflow
 from tests.e2e.conftest import API_KEY, CONN_ID, LIMIT, PERIOD, POOL, connect
 
 pytestmark = pytest.mark.e2e
@@ -34,7 +34,7 @@ def wanted() -> list[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def garbled(airflow: Airflow) -> Iterator[Sandbox]:
+def garbled(airflow: ObservedAirflow) -> Iterator[Sandbox]:
     """Give an account whose ledger is no ledger; its task waits while other tests run."""
     with Sandbox(api_key=API_KEY, limit=LIMIT, period=PERIOD) as sandbox:
         connect(airflow, "amplemarket_garbled", sandbox, LIMIT, PERIOD)
@@ -47,13 +47,13 @@ def garbled(airflow: Airflow) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def idle(airflow: Airflow, sandbox: Sandbox) -> None:
+def idle(airflow: ObservedAirflow, sandbox: Sandbox) -> None:
     """Begin with the whole quota."""
     airflow.wait("an idle quota", lambda: truth.is_idle(sandbox, PERIOD + 1))
 
 
 @contextmanager
-def wide_pool(airflow: Airflow) -> Iterator[None]:
+def wide_pool(airflow: ObservedAirflow) -> Iterator[None]:
     """Give the pool five slots for a while."""
 
     def set_slots(slots: int) -> None:
@@ -69,7 +69,7 @@ def wide_pool(airflow: Airflow) -> Iterator[None]:
 
 @pytest.mark.usefixtures("idle")
 def test_when_the_ledger_is_deleted_the_sidecars_tell_what_was_spent(
-    airflow: Airflow, sandbox: Sandbox, archive: Path, wanted: list[str]
+    airflow: ObservedAirflow, sandbox: Sandbox, archive: Path, wanted: list[str]
 ) -> None:
     calls = truth.add_calls(sandbox, "deleted", LIMIT + 4, START)
     wanted += calls
@@ -86,7 +86,7 @@ def test_when_the_ledger_is_deleted_the_sidecars_tell_what_was_spent(
 
 @pytest.mark.usefixtures("idle")
 def test_when_another_client_spends_the_quota_refusals_fail_no_task(
-    airflow: Airflow, sandbox: Sandbox, archive: Path, wanted: list[str]
+    airflow: ObservedAirflow, sandbox: Sandbox, archive: Path, wanted: list[str]
 ) -> None:
     calls = truth.add_calls(sandbox, "shared", LIMIT + 2, START + timedelta(days=1))
     wanted += calls
@@ -102,8 +102,8 @@ def test_when_another_client_spends_the_quota_refusals_fail_no_task(
 
 
 @pytest.fixture(scope="module")
-def wide(airflow: Airflow, sandbox: Sandbox, wanted: list[str]) -> list[str]:
-    """Let three tasks run at once, because the pool has five slots, and answer their calls."""
+def wide(airflow: ObservedAirflow, sandbox: Sandbox, wanted: list[str]) -> list[str]:
+    """Let three tasks run at once, because the pool has five slots, and return their calls."""
     airflow.wait("an idle quota", lambda: truth.is_idle(sandbox, PERIOD + 1))
     groups = [truth.add_calls(sandbox, f"wide-{n}", 8, START + timedelta(days=2 + n)) for n in range(3)]
     before = len(airflow.runs("mishap"))
@@ -131,7 +131,7 @@ def test_with_five_slots_in_the_pool_the_limit_holds(wide: list[str], sandbox: S
 
 
 def test_when_the_ledger_is_garbled_nothing_is_sent_for_a_period_and_then_everything(
-    airflow: Airflow, garbled: Sandbox, archives: Path
+    airflow: ObservedAirflow, garbled: Sandbox, archives: Path
 ) -> None:
     airflow.wait_for_runs("garbled", count=1)
     calls = [str(call["id"]) for call in garbled.calls]

@@ -1,4 +1,4 @@
-"""Killed at the worst moment, part by part: what was promised holds after the recovery."""
+"""Killed at the worst time, part by part: what was promised holds after the recovery."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox
+from dev.observed import ObservedAirflow
+from dev.watch import Watch
 from tests.e2e import truth
-from tests.e2e.airflow import Airflow
 from tests.e2e.conftest import LIMIT, PERIOD
 
 pytestmark = pytest.mark.e2e
@@ -33,7 +34,7 @@ class Killed:
 
 
 @pytest.fixture(scope="module")
-def killed(airflow: Airflow, sandbox: Sandbox, archives: Path) -> Killed:
+def killed(airflow: ObservedAirflow, sandbox: Sandbox, archives: Path) -> Killed:
     """Kill the task, the scheduler, the triggerer and the API server, while one run goes on."""
     archive = archives / "killed"
     wanted = truth.add_calls(sandbox, "killed", 24, datetime.now(UTC) - timedelta(days=40), fault="drip")
@@ -56,7 +57,7 @@ def killed(airflow: Airflow, sandbox: Sandbox, archives: Path) -> Killed:
         at_kill.update(truth.in_flight(sandbox, wanted))
 
     airflow.wait("an idle quota", lambda: truth.is_idle(sandbox, PERIOD + 1))
-    with truth.Watch(lambda: truth.truncated(sandbox, archive), pause=0.05) as watch:
+    with Watch(lambda: truth.truncated(sandbox, archive), pause=0.05) as watch:
         airflow.unpause("killed")
         airflow.trigger("killed", call_ids=wanted)
         wait_for_downloads()
@@ -77,7 +78,7 @@ def killed(airflow: Airflow, sandbox: Sandbox, archives: Path) -> Killed:
 
 
 def test_after_every_kill_all_recordings_are_archived_and_only_what_was_in_flight_is_asked_for_again(
-    killed: Killed, sandbox: Sandbox, archives: Path, airflow: Airflow
+    killed: Killed, sandbox: Sandbox, archives: Path, airflow: ObservedAirflow
 ) -> None:
     truth.check_archive(sandbox, archives / "killed", killed.wanted)
     asked = truth.times_asked(sandbox, killed.wanted)

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox
+from dev.observed import ObservedAirflow
 from tests.e2e import truth
-from tests.e2e.airflow import Airflow
 from tests.e2e.clockwork import PAUSE, SCHEDULED, TRIGGERED, Clockwork
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module", autouse=True)
-def over(airflow: Airflow, clockwork: Clockwork) -> None:
+def over(airflow: ObservedAirflow, clockwork: Clockwork) -> None:
     """Wait until the clockwork has done everything, and run what has no schedule for the last time."""
     airflow.wait("the runs after the pause", clockwork.resumed.is_set, patience=600)
     if clockwork.problem is not None:
@@ -32,7 +32,7 @@ def over(airflow: Airflow, clockwork: Clockwork) -> None:
 
 @pytest.mark.parametrize("dag_id", SCHEDULED + TRIGGERED)
 def test_no_call_between_the_first_run_and_the_last_is_missed(
-    dag_id: str, airflow: Airflow, clock_sandbox: Sandbox, archives: Path
+    dag_id: str, airflow: ObservedAirflow, clock_sandbox: Sandbox, archives: Path
 ) -> None:
     windows = [[datetime.fromisoformat(end) for end in run["window"]] for run in airflow.xcoms("summary", dag_id)]
     start, end = min(start for start, _ in windows), max(end for _, end in windows)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox
+from dev.observed import ObservedAirflow
 from tests.e2e import truth
-from tests.e2e.airflow import Airflow
 from tests.e2e.conftest import API_KEY, CONN_ID
 
 pytestmark = pytest.mark.e2e
@@ -25,8 +25,8 @@ CALL_ID = "failing-00"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def failed(airflow: Airflow, sandbox: Sandbox) -> None:
-    """Let a task fail because the API answers with the key in an error."""
+def failed(airflow: ObservedAirflow, sandbox: Sandbox) -> None:
+    """Let a task fail because the API repeats the key in an error."""
     calls = truth.add_calls(sandbox, "failing", 3, datetime.now(UTC) - timedelta(days=50))
     for call_id, fault in zip(calls, ("echo-key", "redirect-away", "html-as-audio"), strict=True):
         sandbox.set_fault(call_id, fault)
@@ -37,13 +37,13 @@ def failed(airflow: Airflow, sandbox: Sandbox) -> None:
 
 
 def files_with(folders: list[Path], *texts: str) -> list[Path]:
-    """Answer the files that have one of the texts."""
+    """Return the files that have one of the texts."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return [path for path in files if any(text.encode() in path.read_bytes() for text in texts)]
 
 
-def tables_with(airflow: Airflow, *texts: str) -> list[str]:
-    """Answer the tables of Airflow's database that have one of the texts in any column."""
+def tables_with(airflow: ObservedAirflow, *texts: str) -> list[str]:
+    """Return the tables of Airflow's database that have one of the texts in any column."""
     names = airflow.db.rows("SELECT table_name AS name FROM information_schema.tables WHERE table_schema = 'public'")
     patterns = [f"%{text}%" for text in texts]
     return [
@@ -53,7 +53,9 @@ def tables_with(airflow: Airflow, *texts: str) -> list[str]:
     ]
 
 
-def test_the_key_stands_in_no_log_no_sidecar_and_no_other_file(airflow: Airflow, archives: Path, scratch: Path) -> None:
+def test_the_key_stands_in_no_log_no_sidecar_and_no_other_file(
+    airflow: ObservedAirflow, archives: Path, scratch: Path
+) -> None:
     folders = [airflow.home, archives, scratch]
     # The search finds what is there.
     assert any(path.suffix == ".log" for path in files_with(folders, CALL_ID))
@@ -61,7 +63,7 @@ def test_the_key_stands_in_no_log_no_sidecar_and_no_other_file(airflow: Airflow,
     assert not files_with(folders, *SECRETS)
 
 
-def test_the_key_stands_in_no_table_of_airflow(airflow: Airflow) -> None:
+def test_the_key_stands_in_no_table_of_airflow(airflow: ObservedAirflow) -> None:
     # The search finds what is there: a run's conf, its rendered fields, the XComs, the connection.
     assert {"dag_run", "rendered_task_instance_fields"} <= set(tables_with(airflow, CALL_ID))
     assert "xcom" in tables_with(airflow, "permits_spent")

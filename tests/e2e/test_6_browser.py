@@ -14,8 +14,8 @@ import pytest
 from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
 from airflow_provider_amplemarket.sandbox import Sandbox
+from dev.observed import ObservedAirflow
 from tests.e2e import truth
-from tests.e2e.airflow import Airflow
 from tests.e2e.conftest import API_KEY, CONN_ID, LIMIT, PERIOD, POOL, connect
 
 pytestmark = pytest.mark.e2e
@@ -61,7 +61,7 @@ def own_sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="module")
-def vacated(chromium: str, airflow: Airflow, sandbox: Sandbox) -> Iterator[Airflow]:
+def vacated(chromium: str, airflow: ObservedAirflow, sandbox: Sandbox) -> Iterator[ObservedAirflow]:
     """Take away the connection that the example DAG uses, with its ledger, and put it back at the end."""
     forget(airflow)
     yield airflow
@@ -69,7 +69,7 @@ def vacated(chromium: str, airflow: Airflow, sandbox: Sandbox) -> Iterator[Airfl
     connect(airflow, CONN_ID, sandbox, LIMIT, PERIOD)
 
 
-def forget(airflow: Airflow) -> None:
+def forget(airflow: ObservedAirflow) -> None:
     """Remove the default connection and its ledger, as far as they are there."""
     if airflow.db.rows("SELECT 1 FROM connection WHERE conn_id = %s", CONN_ID):
         airflow.rest("DELETE", f"/connections/{CONN_ID}")
@@ -78,7 +78,7 @@ def forget(airflow: Airflow) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(chromium: str, vacated: Airflow) -> Iterator[Page]:
+def page(chromium: str, vacated: ObservedAirflow) -> Iterator[Page]:
     """Give the one page in which everything happens."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -107,14 +107,14 @@ def section(dialog: Locator, name: str, first_field: str) -> None:
     expect(dialog.locator(f'input[name="{first_field}"]')).to_be_visible()
 
 
-def connections(page: Page, airflow: Airflow) -> Locator:
-    """Go to the list of connections, and answer the row of ours."""
+def connections(page: Page, airflow: ObservedAirflow) -> Locator:
+    """Go to the list of connections, and return the row of ours."""
     page.goto(f"{airflow.url}/connections")
     return page.get_by_role("row").filter(has=page.get_by_role("cell", name=CONN_ID, exact=True))
 
 
-def press_test(page: Page, airflow: Airflow) -> Locator:
-    """Press the connection's test, and answer the message."""
+def press_test(page: Page, airflow: ObservedAirflow) -> Locator:
+    """Press the connection's test, and return the message."""
     connections(page, airflow).get_by_role("button", name="Test Connection").click()
     return page.get_by_role("status").filter(has_text="Test Connection")
 
@@ -130,7 +130,7 @@ def take(page: Page, last: Locator, picture: Path) -> None:
 
 
 def test_the_form_asks_for_what_is_needed_and_the_key_never_comes_back(
-    page: Page, vacated: Airflow, own_sandbox: Sandbox, pictures: Path, tmp_path: Path
+    page: Page, vacated: ObservedAirflow, own_sandbox: Sandbox, pictures: Path, tmp_path: Path
 ) -> None:
     with watched(page, tmp_path):
         page.goto(f"{vacated.url}/connections")
@@ -160,21 +160,21 @@ def test_the_form_asks_for_what_is_needed_and_the_key_never_comes_back(
         dialog.get_by_label("Recording limit (requests)").fill(str(FEW))
         dialog.get_by_label("Recording period (seconds)").fill(str(SHORT))
 
-        answers: list[Response] = []
-        page.on("response", lambda answer: answers.append(answer))
+        responses: list[Response] = []
+        page.on("response", lambda response: responses.append(response))
         dialog.get_by_role("button", name="Save").click()
         expect(dialog).to_be_hidden()
         row = page.get_by_role("row").filter(has_text=CONN_ID)
         row.get_by_role("button", name="Edit Connection").click()
         expect(key).to_have_value("***")
-        told = "".join([answer.text() for answer in answers if "/connections" in answer.url])
-        assert own_sandbox.url in told
-        assert WRONG_KEY not in told
+        received = "".join([response.text() for response in responses if "/connections" in response.url])
+        assert own_sandbox.url in received
+        assert WRONG_KEY not in received
         assert WRONG_KEY not in page.content()
 
 
 def test_the_test_button_tells_a_wrong_key_from_a_good_one_and_costs_nothing(
-    page: Page, vacated: Airflow, own_sandbox: Sandbox, tmp_path: Path
+    page: Page, vacated: ObservedAirflow, own_sandbox: Sandbox, tmp_path: Path
 ) -> None:
     # Airflow 3.3.2's page sends the port 0 for a connection without one, which its own API refuses as another host.
     port = {"connection_id": CONN_ID, "conn_type": "amplemarket", "port": int(own_sandbox.url.rpartition(":")[2])}
@@ -197,7 +197,7 @@ def test_the_test_button_tells_a_wrong_key_from_a_good_one_and_costs_nothing(
     assert [(entry.path, entry.status) for entry in own_sandbox.log] == [("/account-info", 401), ("/account-info", 200)]
 
 
-def test_the_pool_is_on_the_page_of_the_pools(page: Page, vacated: Airflow, tmp_path: Path) -> None:
+def test_the_pool_is_on_the_page_of_the_pools(page: Page, vacated: ObservedAirflow, tmp_path: Path) -> None:
     with watched(page, tmp_path):
         page.goto(f"{vacated.url}/pools")
         expect(page.get_by_text(f"{POOL} (1 Slots)")).to_be_visible()
@@ -205,7 +205,7 @@ def test_the_pool_is_on_the_page_of_the_pools(page: Page, vacated: Airflow, tmp_
 
 
 def test_a_run_of_the_example_is_seen_to_wait_and_then_to_be_green_with_its_summary(
-    page: Page, vacated: Airflow, own_sandbox: Sandbox, archives: Path, pictures: Path, tmp_path: Path
+    page: Page, vacated: ObservedAirflow, own_sandbox: Sandbox, archives: Path, pictures: Path, tmp_path: Path
 ) -> None:
     archive = archives / "example"
     vacated.rest("POST", "/variables", {"key": "amplemarket_archive", "value": archive.as_uri()})

@@ -15,11 +15,11 @@ from urllib.parse import unquote
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox
-from dev.stores import free_port
+from dev.observed import ObservedAirflow
+from dev.postgres import Postgres
+from dev.processes import free_port
 from tests.e2e import truth
-from tests.e2e.airflow import DAGS, Airflow
-from tests.e2e.conftest import API_KEY, CONN_ID, connect
-from tests.e2e.postgres import Postgres
+from tests.e2e.conftest import API_KEY, CONN_ID, DAGS, connect
 
 pytestmark = pytest.mark.e2e
 
@@ -56,7 +56,7 @@ class HoldingProxy:
         self._server.server_close()
 
     def hand_on(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:
-        """Send a request to the API server, late if it is the one that is held, and return the answer."""
+        """Send a request to the API server, late if it is the one that is held, and return the response."""
         is_held = False
         if method == "PUT" and unquote(path).endswith(f"/variables/{LEDGER}"):
             self.writes.append(body)
@@ -66,8 +66,8 @@ class HoldingProxy:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
+            response = connection.getresponse()
+            return response.status, response.getheaders(), response.read()
         finally:
             connection.close()
             if is_held:
@@ -124,26 +124,20 @@ def proxy(port: int) -> Iterator[HoldingProxy]:
 @pytest.fixture(scope="module")
 def late_airflow(
     tmp_path_factory: pytest.TempPathFactory, late_archives: Path, port: int, proxy: HoldingProxy
-) -> Iterator[Airflow]:
+) -> Iterator[ObservedAirflow]:
     """Give an Airflow of this module's own: the others' has a client that waits for thirty seconds."""
     environment = {
         "E2E_ARCHIVES": late_archives.as_uri(),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": proxy.url,
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "5",
     }
-    with Postgres() as postgres:
-        airflow = Airflow(
-            tmp_path_factory.mktemp("late-airflow"), postgres, environment, {"e2e": DAGS["e2e"]}, port=port
-        )
-        try:
-            airflow.start()
-            yield airflow
-        finally:
-            airflow.stop()
+    home, dags = tmp_path_factory.mktemp("late-airflow"), {"e2e": DAGS["e2e"]}
+    with Postgres() as postgres, ObservedAirflow(home, postgres, dags, environment, port) as airflow:
+        yield airflow
 
 
 def test_a_write_of_the_ledger_that_arrives_late_costs_no_request_over_the_limit(
-    late_airflow: Airflow, proxy: HoldingProxy, late_archives: Path
+    late_airflow: ObservedAirflow, proxy: HoldingProxy, late_archives: Path
 ) -> None:
     with Sandbox(api_key=API_KEY, limit=LIMIT, period=PERIOD) as sandbox:
         connect(late_airflow, CONN_ID, sandbox, LIMIT, PERIOD)

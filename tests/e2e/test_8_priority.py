@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox
+from dev.observed import ObservedAirflow
 from tests.e2e import truth
-from tests.e2e.airflow import Airflow
 from tests.e2e.conftest import LIMIT
 
 pytestmark = pytest.mark.e2e
@@ -23,7 +23,7 @@ EACH = LIMIT // 2
 
 
 def test_a_new_run_gets_the_next_turn_though_a_backfill_of_its_dag_is_pending(
-    airflow: Airflow, sandbox: Sandbox, archives: Path
+    airflow: ObservedAirflow, sandbox: Sandbox, archives: Path
 ) -> None:
     # Unpausing makes the run for yesterday, which is to be over before its calls appear.
     airflow.unpause(DAG)
@@ -45,7 +45,7 @@ def test_a_new_run_gets_the_next_turn_though_a_backfill_of_its_dag_is_pending(
     order = [key for key, _ in groupby(turns)]
     print(f"\n{len(before)} tasks had had the slot before the new one was due; the order of turns: {order}")
     assert len(order) == len(set(order)) == len(BACKFILL) + 1
-    # At most the one that has the slot when it comes, and one that is queued at that very moment, go before it.
+    # At most the one that has the slot when it comes, and one that is queued at that very time, go before it.
     assert order.index(run_id) <= len(before) + 1
     assert len(order) - order.index(run_id) > len(BACKFILL) // 2
     # Those that were waiting together go from the newest to the oldest.
@@ -55,10 +55,10 @@ def test_a_new_run_gets_the_next_turn_though_a_backfill_of_its_dag_is_pending(
 
 
 def add(sandbox: Sandbox, ago: int) -> list[str]:
-    """Let a few calls of that day appear, and answer their ids."""
+    """Let a few calls of that day appear, and return their ids."""
     return truth.add_calls(sandbox, f"priority-{ago}", EACH, MIDNIGHT - timedelta(days=ago))
 
 
-def scheduled(airflow: Airflow) -> set[str]:
-    """Answer the runs whose task only waits for the slot."""
+def scheduled(airflow: ObservedAirflow) -> set[str]:
+    """Return the runs whose task only waits for the slot."""
     return {row["run_id"] for row in airflow.tasks(DAG) if row["state"] == "scheduled"}

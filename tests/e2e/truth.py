@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from airflow_provider_amplemarket.sandbox import LogEntry, Sandbox, make_call
 from airflow_provider_amplemarket.sandbox.limiter import most_in_any
 
 
 def add_calls(sandbox: Sandbox, name: str, count: int, start: datetime, fault: str | None = None) -> list[str]:
-    """Let so many calls appear, an hour apart from the start on, and answer their ids."""
+    """Let so many calls appear, an hour apart from the start on, and return their ids."""
     ids = [f"{name}-{number:02}" for number in range(count)]
     for call_id in ids if fault else ():
         sandbox.set_fault(call_id, fault)
@@ -27,7 +25,7 @@ def add_calls(sandbox: Sandbox, name: str, count: int, start: datetime, fault: s
 
 
 def check_archive(sandbox: Sandbox, archive: Path, wanted: Iterable[str]) -> None:
-    """See that the archive has the wanted recordings, byte for byte as served, each with its sidecar, and no more."""
+    """Check that the archive has the wanted recordings, byte for byte as served, each with its sidecar, and no more."""
     files = [path for path in archive.rglob("*") if path.is_file()]
     audio = {path.stem: path for path in files if path.suffix == ".mp3"}
     assert audio.keys() == set(wanted)
@@ -42,88 +40,52 @@ def check_archive(sandbox: Sandbox, archive: Path, wanted: Iterable[str]) -> Non
 
 
 def sidecar(archive: Path, call_id: str) -> dict[str, Any]:
-    """Read what the archive says of a call."""
+    """Read the sidecar of a call."""
     [path] = archive.rglob(f"{call_id}.json")
     record: dict[str, Any] = json.loads(path.read_text())
     return record
 
 
 def requests_of(sandbox: Sandbox, call_ids: Iterable[str]) -> list[LogEntry]:
-    """Answer the requests for the recordings of these calls, in order."""
+    """Return the requests for the recordings of these calls, in order."""
     wanted = set(call_ids)
     return [entry for entry in sandbox.recording_requests() if entry.call_id in wanted]
 
 
 def times_asked(sandbox: Sandbox, call_ids: Iterable[str]) -> Counter[str]:
-    """Count the requests for each call's recording, whatever was answered."""
+    """Count the requests for each call's recording, whatever the response."""
     return Counter(str(entry.call_id) for entry in requests_of(sandbox, call_ids))
 
 
 def served(sandbox: Sandbox, call_ids: Iterable[str]) -> Counter[str]:
-    """Count the requests for each call's recording that were answered with it."""
+    """Count the requests for each call's recording whose response was the recording."""
     return Counter(str(entry.call_id) for entry in requests_of(sandbox, call_ids) if entry.status == 200)
 
 
 def in_flight(sandbox: Sandbox, call_ids: Iterable[str]) -> set[str]:
-    """Answer the calls whose recordings are being sent at this moment."""
+    """Return the calls whose recordings are being sent now."""
     return {str(entry.call_id) for entry in requests_of(sandbox, call_ids) if entry.answered is None}
 
 
 def is_idle(sandbox: Sandbox, seconds: float) -> bool:
-    """Tell whether no recording was asked for in so many seconds."""
+    """Return whether no recording was asked for in so many seconds."""
     return all(entry.time < time.time() - seconds for entry in sandbox.recording_requests())
 
 
 def refused(entries: Iterable[LogEntry]) -> list[LogEntry]:
-    """Answer those requests that the limit refused."""
+    """Return those requests that the limit refused."""
     return [entry for entry in entries if entry.status == 429]
 
 
 def most_in_any_period(sandbox: Sandbox, call_ids: Iterable[str], period: float) -> int:
-    """Answer the greatest number of requests for these calls' recordings in any window of one period."""
+    """Return the greatest number of requests for these calls' recordings in any window of one period."""
     return most_in_any([entry.time for entry in requests_of(sandbox, call_ids)], period)
 
 
 def truncated(sandbox: Sandbox, archive: Path) -> list[str]:
-    """Answer what is visible in the archive and not whole."""
+    """Return the recordings in the archive that are not whole."""
     wrong = []
     for path in archive.glob("*=*/*.mp3"):
         if path.stat().st_size != sandbox.recording_size(path.stem):
             wrong.append(path.name)
     return wrong
-
-
-class Watch:
-    """
-    Look at something again and again, in a thread of its own, for as long as the ``with`` block lasts.
-
-    :param look: answers what is seen.
-    :param pause: seconds between two looks.
-    """
-
-    def __init__(self, look: Callable[[], Any], pause: float = 0.2) -> None:
-        self.seen: list[Any] = []
-        self._look = look
-        self._pause = pause
-        self._over = threading.Event()
-        self._problem: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-        if self._problem is not None and problem is None:
-            raise self._problem
-
-    def _run(self) -> None:
-        try:
-            while not self._over.wait(self._pause):
-                self.seen.append(self._look())
-        except Exception as problem:
-            self._problem = problem

@@ -10,10 +10,9 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,14 +22,17 @@ from airflow_provider_amplemarket.archive.layout import Layout
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
 from airflow_provider_amplemarket.quota import ledger as quota
 from airflow_provider_amplemarket.quota.lock import FREE
+from airflow_provider_amplemarket.quota.rate import LedgerState
+from airflow_provider_amplemarket.quota.variables import VariableStore
 from airflow_provider_amplemarket.run.plan import OUTCOMES
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call
+from dev.memory import MemoryStore
 from dev.stores import STORES, Store
+from dev.task import TaskInstance, make_context
 
 #: Stands out in any text, as no key of the sandbox's own tests does.
 API_KEY = "sk_live_Zq7-never-to-be-seen"
 CONN_ID = "amplemarket_default"
-VARIABLE_STORE = quota.VariableStore
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 Row = dict[str, Any]
@@ -44,48 +46,6 @@ def call(call_id: str, hours: float = 5.0, **fields: Any) -> Row:
 def calls(count: int, **fields: Any) -> list[Row]:
     """Return calls, the oldest first, a minute apart."""
     return [call(f"call-{number:03}", 10 - number / 60, **fields) for number in range(count)]
-
-
-class MemoryStore:
-    """A quota ledger that is no Airflow Variable, so that tasks can be run without Airflow."""
-
-    def __init__(self) -> None:
-        # An empty ledger; where there is none at all, Airflow is asked three times before that is believed.
-        key = quota.VARIABLE_PREFIX + CONN_ID
-        self.texts: dict[str, str] = {key: quota.LedgerState().dump(), f"{key}__lock": FREE}
-
-    def get(self, key: str) -> str | None:
-        return self.texts.get(key)
-
-    def set(self, key: str, text: str) -> None:
-        self.texts[key] = text
-
-    @property
-    def spent(self) -> int:
-        """The number of permits in it."""
-        return len(json.loads(self.texts[quota.VARIABLE_PREFIX + CONN_ID])["spent"])
-
-
-@dataclass
-class TaskInstance:
-    """What the operator uses of Airflow's."""
-
-    run_id: str
-    try_number: int
-    max_tries: int
-    map_index: int | None = -1
-    dag_id: str = "calls"
-    task_id: str = "archive"
-    start_date: datetime = field(default_factory=lambda: datetime.now(UTC))
-    xcoms: Row = field(default_factory=dict)
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        # XComs are JSON: whatever else is pushed fails here, as it does in Airflow.
-        self.xcoms[key] = json.loads(json.dumps(value))
-
-    def xcom_pull(self, task_ids: str, key: str, map_indexes: int | None) -> Any:
-        assert (task_ids, map_indexes) == (self.task_id, self.map_index)
-        return self.xcoms.get(key)
 
 
 @dataclass
@@ -125,7 +85,7 @@ class Bench:
     def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
         self.root = directory / "archive"
         self.path = f"file://{self.root}"
-        self.ledger = MemoryStore()
+        self.ledger = MemoryStore.empty(CONN_ID)
         self._patch = patch
         self._sandbox: Sandbox | None = None
         patch.setattr(quota, "VariableStore", lambda description: self.ledger)
@@ -156,13 +116,7 @@ class Bench:
         return AmplemarketRecordingOperator(**{"task_id": "archive", "path": self.path, "retries": 2, **kwargs})
 
     def context(self, ti: TaskInstance, **changes: Any) -> Any:
-        return {
-            "ti": ti,
-            "dag_run": SimpleNamespace(run_type="scheduled", run_after=NOW + timedelta(hours=1)),
-            "data_interval_start": NOW - timedelta(days=1),
-            "data_interval_end": NOW + timedelta(hours=1),
-            **changes,
-        }
+        return make_context(ti, start=NOW - timedelta(days=1), end=NOW + timedelta(hours=1), **changes)
 
     def task_instance(self) -> TaskInstance:
         return TaskInstance("run", 1, 2)
@@ -183,7 +137,7 @@ class Bench:
                 rows = bound(self.context(ti), **arguments)
             except TaskDeferred as deferral:
                 deferrals += 1
-                moment = deferral.trigger.moment  # type: ignore[attr-defined]
+                moment = deferral.trigger.moment
                 method, memory = deferral.method_name, json.loads(json.dumps(deferral.kwargs or {}))
                 seconds = moment.timestamp() - time.time()
                 assert seconds < 30, f"no test waits for {seconds:.0f} s"
@@ -206,7 +160,7 @@ class Bench:
         return dict(json.loads(self.sidecar(row, **kwargs).read_text()))
 
     def age(self, row: Row, **ago: float) -> None:
-        """Let what the sidecar tells of requests have been so much earlier."""
+        """Let the requests that the sidecar has have been so much earlier."""
         record = self.record(row)
         for name in ("first_requested_at", "requested_at", "answered_at", "archived_at"):
             if name in record:
@@ -218,19 +172,19 @@ class Bench:
         return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if not path.is_dir())
 
     def holds(self, *rows: Row) -> bool:
-        """Say whether the archive has these recordings whole, with their sidecars, and nothing else."""
+        """Return whether the archive has these recordings whole, with their sidecars, and nothing else."""
         expected = sorted(
             str(path.relative_to(self.root)) for row in rows for path in (self.audio(row), self.sidecar(row))
         )
         return self.files() == expected and all(self.has(row) for row in rows)
 
     def has(self, row: Row) -> bool:
-        """Say whether the archive has a recording byte for byte, and a sidecar that tells so."""
+        """Return whether the archive has a recording byte for byte, and a sidecar that fits."""
         data = self.sandbox.recording(row["id"])
         record = self.record(row)
-        told = (record["status"], record["size"], record["sha256"], record["call_id"])
+        found = (record["status"], record["size"], record["sha256"], record["call_id"])
         expected = ("stored", len(data), self.sandbox.recording_sha256(row["id"]), row["id"])
-        return told == expected and self.audio(row).read_bytes() == data
+        return found == expected and self.audio(row).read_bytes() == data
 
 
 @pytest.fixture
@@ -325,17 +279,17 @@ class RealAirflow:
         key = quota.VARIABLE_PREFIX + CONN_ID
         with create_session() as session:
             session.query(Variable).filter(Variable.key.startswith(key)).delete(synchronize_session=False)
-            session.add(Variable(key=f"{key}__lock", val=FREE))
+            session.add(Variable(key=f"{key}__lock", val=FREE))  # type: ignore[no-untyped-call]
             if text is not None:
-                session.add(Variable(key=key, val=text))
+                session.add(Variable(key=key, val=text))  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
 def airflow(bench: Bench, airflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealAirflow]:
     """Airflow itself, with an empty ledger in its own Variable."""
-    monkeypatch.setattr(quota, "VariableStore", VARIABLE_STORE)
+    monkeypatch.setattr(quota, "VariableStore", VariableStore)
     made = RealAirflow(airflow_db)
-    made.set_ledger(quota.LedgerState().dump())
+    made.set_ledger(LedgerState().dump())
     yield made
     for file in made.files:
         file.unlink()

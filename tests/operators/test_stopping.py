@@ -38,10 +38,12 @@ import json, os, signal, sys
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 from airflow_provider_amplemarket.quota import ledger as quota
 from airflow_provider_amplemarket.operators.recording import AmplemarketRecordingOperator
-from tests.operators.conftest import Bench, MemoryStore, TaskInstance
+from dev.memory import MemoryStore
+from dev.task import TaskInstance
+from tests.operators.conftest import CONN_ID, Bench
 
 options = json.loads(sys.argv[1])
-ledger = MemoryStore()
+ledger = MemoryStore.empty(CONN_ID)
 ledger.texts.update(options.pop("ledger", {}))
 quota.VariableStore = lambda *_: ledger
 operator = AmplemarketRecordingOperator(task_id="archive", **options)

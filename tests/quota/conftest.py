@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_amplemarket.quota.rate import LedgerState
-from tests.quota.memory import Clock, MemoryStore
+from dev.memory import MemoryStore
+from tests.quota.tools import Clock
 
 
 @pytest.fixture

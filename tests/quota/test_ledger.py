@@ -19,7 +19,8 @@ from airflow_provider_amplemarket.quota.ledger import VARIABLE_PREFIX, Ledger, v
 from airflow_provider_amplemarket.quota.lock import HOLD, SETTLE, TURN
 from airflow_provider_amplemarket.quota.rate import PERMIT_VALIDITY, LedgerState, RateLimit
 from airflow_provider_amplemarket.quota.variables import Store
-from tests.quota.memory import ANSWER_TIMEOUT, HORIZON, HOUR, KEY, NONSENSE, NOW, Clock, MemoryStore, acquire
+from dev.memory import MemoryStore
+from tests.quota.tools import ANSWER_TIMEOUT, HORIZON, HOUR, KEY, NONSENSE, NOW, Clock, acquire
 
 
 class DistortedStore(MemoryStore):

@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from airflow_provider_amplemarket.exceptions import LedgerError
 from airflow_provider_amplemarket.quota.ledger import Ledger
 from airflow_provider_amplemarket.quota.rate import PERMIT_VALIDITY, LedgerState, Permit, RateLimit
-from tests.quota.memory import NOW, Killed, MemoryStore, acquire, relaxed
+from dev.memory import Killed, MemoryStore
+from tests.quota.tools import NOW, acquire, relaxed
 
 
 @dataclass

@@ -13,7 +13,8 @@ from airflow_provider_amplemarket.exceptions import AmplemarketError, LedgerBusy
 from airflow_provider_amplemarket.quota.lock import FREE, HOLD, PATIENCE, REACH, SETTLE, SPREAD, TURN
 from airflow_provider_amplemarket.quota.rate import LedgerState
 from airflow_provider_amplemarket.quota.variables import QUICK
-from tests.quota.memory import KEY, NOW, MemoryStore, acquire
+from dev.memory import MemoryStore
+from tests.quota.tools import KEY, NOW, acquire
 from tests.quota.virtual import (
     LIMIT,
     Script,

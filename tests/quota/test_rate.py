@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_amplemarket.quota.rate import PERMIT_VALIDITY, LedgerState, Permit, RateLimit, Report, settle
-from tests.quota.memory import HORIZON, HOUR, NONSENSE, NOW, relaxed
+from tests.quota.tools import HORIZON, HOUR, NONSENSE, NOW, relaxed
 
 # --- RateLimit ------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from airflow_provider_amplemarket.quota import variables
 from airflow_provider_amplemarket.quota.ledger import Ledger
 from airflow_provider_amplemarket.quota.rate import RateLimit
 from airflow_provider_amplemarket.quota.variables import Pause, RetryingStore, VariableStore
-from tests.quota.memory import KEY, MemoryStore, acquire
+from dev.memory import MemoryStore
+from tests.quota.tools import KEY, acquire
 
 
 class FailingVariable:

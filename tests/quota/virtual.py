@@ -17,7 +17,8 @@ from airflow_provider_amplemarket.quota.ledger import Ledger
 from airflow_provider_amplemarket.quota.lock import Lock
 from airflow_provider_amplemarket.quota.rate import LedgerState, RateLimit
 from airflow_provider_amplemarket.quota.variables import Pause, RetryingStore, Store
-from tests.quota.memory import KEY, NOW, Killed, name_of
+from dev.memory import Killed, name_of
+from tests.quota.tools import KEY, NOW
 
 T = TypeVar("T")
 

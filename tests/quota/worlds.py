@@ -21,7 +21,8 @@ from functools import partial
 
 from airflow_provider_amplemarket.exceptions import AmplemarketError
 from airflow_provider_amplemarket.quota.rate import PERMIT_VALIDITY, LedgerState, Permit, RateLimit
-from tests.quota.memory import KEY, NOW, Killed, acquire
+from dev.memory import Killed
+from tests.quota.tools import KEY, NOW, acquire
 from tests.quota.virtual import ANSWER_TIMEOUT, LIMIT, Variables, World, open_ledger
 
 #: Nobody waits longer than so many seconds for the next permit.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox
-from dev.stores import free_port
+from dev.processes import free_port
 from tests.sandbox.client import get
 
 ROOT = Path(__file__).parents[2]

