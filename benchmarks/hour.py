@@ -3,7 +3,7 @@ The operator of the provider archives a backlog, and the calls of a day, through
 downloads, archive on the local disk, deferral. The API is the sandbox, over HTTP, with the limit of 50 recordings
 in any hour. The clock is simulated: it jumps over every wait, and passes by itself while something is done. A task
 starts and comes back as late as it does in the real Airflow below, and four downloads are under way at once, each as
-long as it is in the row. The optimum for a backlog of n is ⌈n/50⌉ − 1 hours and the time of the last burst; for the day,
+long as in the row. The optimum for a backlog of n is ⌈n/50⌉ − 1 hours and the time of the last burst; for the day,
 that each recording is asked for as soon as the hourly run after its call is due and 50 requests in any hour allow it.
 
 A whole Airflow on PostgreSQL (scheduler, triggerer, LocalExecutor), with a period of seconds instead of an hour,

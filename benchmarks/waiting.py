@@ -3,7 +3,7 @@ One DAG after the other archives the same recordings to the same kind of store (
 PostgreSQL with the LocalExecutor. Each has an account of its own in the sandbox, with a fresh quota of a few recordings
 in some seconds. The DAGs lie in `benchmarks/dags`: the provider's operator; `HttpToS3Operator` of the Amazon provider,
 mapped over the recordings, four at once, whose retries wait for one period; a task that asks with `requests` and
-sleeps for the `Retry-After` of a 429. Worker seconds are how long the processes live in which tasks run, each looked for
+sleeps as a 429 asks for. Worker seconds are how long the processes live in which tasks run, each looked for
 five times a second: the time of a deferral is not in it, because no process is there, and neither is what Airflow's
 supervisor holds its slot for after its task's process has ended, at times 5 s, whatever the task. In the end every
 DAG's recordings are compared with those that the account has.

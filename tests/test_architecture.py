@@ -1,4 +1,4 @@
-"""The rooms of the package: who may know whom."""
+"""The rooms of the package, and what stands beside it: who may know whom."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import airflow_provider_amplemarket
 
 PACKAGE = Path(airflow_provider_amplemarket.__file__).parent
 NAME = "airflow_provider_amplemarket"
+CHECKOUT = Path(__file__).parents[1]
 
 #: From the top of the house to its ground floor; the wings on one storey do not know each other.
 STOREYS = [{"operators"}, {"run"}, {"hooks"}, {"api", "archive", "quota"}]
@@ -30,16 +33,18 @@ GROUND_FLOOR = {
 OUTSIDE = {"sandbox"}
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the modules of the package that a file imports, wherever it does, below the package's name."""
+def all_imports(path: Path) -> Iterator[str]:
+    """Yield all that a file imports, wherever it does."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (name.removeprefix(f"{NAME}.") for name in names if name.startswith(f"{NAME}."))
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the modules of the package that a file imports, below the package's name."""
+    yield from (name.removeprefix(f"{NAME}.") for name in all_imports(path) if name.startswith(f"{NAME}."))
 
 
 def room_of(path: Path) -> str:
@@ -84,3 +89,19 @@ def test_the_api_knows_nothing_of_airflow() -> None:
         tree = ast.walk(ast.parse(path.read_text()))
         names = [node.module or "" for node in tree if isinstance(node, ast.ImportFrom)]
         assert [name for name in names if name.split(".")[0] == "airflow"] == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        (PACKAGE, {"benchmarks", "dags", "dev", "tests"}),
+        (CHECKOUT / "dags", {"benchmarks", "dev", "tests"}),
+        (CHECKOUT / "dev", {"benchmarks", "dags", "tests"}),
+        (CHECKOUT / "benchmarks", {"dags", "tests"}),
+        (CHECKOUT / "tests", {"benchmarks", "dags"}),
+    ],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
+)
+def test_what_developers_run_knows_the_package_and_not_the_other_way_round(folder: Path, others: set[str]) -> None:
+    found = [(str(path), name) for path in folder.rglob("*.py") for name in all_imports(path)]
+    assert [(path, name) for path, name in found if name.split(".")[0] in others] == []
