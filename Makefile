@@ -5,9 +5,10 @@ BIN := .venv/bin
 
 MEMBERS ?=
 JOBS ?= 2
+SMOKE := tests/e2e/test_0_smoke.py
 
-.PHONY: demo airflow sandbox reset test test-unit test-e2e test-stores test-matrix bench \
-  lint format types wheel constraints chromium clean
+.PHONY: demo airflow sandbox reset test test-unit test-smoke test-e2e test-stores test-matrix bench \
+  lint format types measures wheel constraints chromium clean
 
 demo: .venv/ready        ## archive a day of calls and show what came of it
 	@$(BIN)/python -m dev.demo
@@ -21,13 +22,19 @@ sandbox: .venv/ready     ## the sandbox of the API alone, until Ctrl-C; PORT, LI
 reset:                   ## let demo and airflow begin anew: remove what they have left, but for real recordings
 	@$(PYTHON) -m dev.reset
 
-test: test-unit test-e2e ## all that must hold here
+test:                    ## what to run before each commit: the unit tests, then the smoke test; at most six minutes
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-smoke
 
-test-unit: .venv/ready   ## all but the whole Airflow, with branch coverage
-	@AMPLEMARKET_TEST_STORES=local,moto $(BIN)/python -m pytest --ignore=tests/e2e --cov --cov-report=term
+test-unit: .venv/ready   ## all but the whole Airflow, on two cores, with branch coverage; at most three minutes
+	@AMPLEMARKET_TEST_STORES=local,moto $(BIN)/python -m pytest --ignore=tests/e2e \
+	  --numprocesses=2 --dist=worksteal --cov --cov-report=term
 
-test-e2e: .venv/ready chromium  ## a whole Airflow on PostgreSQL, and its UI in Chromium; takes a quarter of an hour
-	@$(BIN)/python -m pytest tests/e2e
+test-smoke: .venv/ready  ## a whole Airflow on PostgreSQL that waits for the quota once and loses a task's process
+	@$(BIN)/python -m pytest $(SMOKE)
+
+test-e2e: .venv/ready chromium  ## a whole Airflow, its failures, and its UI in Chromium; takes a quarter of an hour
+	@$(BIN)/python -m pytest tests/e2e --ignore=$(SMOKE)
 
 test-matrix: .venv/ready  ## the wheel with each Airflow and Python, or with MEMBERS=ends, MEMBERS="airflow-3.1-py3.12 …"
 	@$(BIN)/python -m dev.matrix --jobs $(JOBS) $(MEMBERS)
@@ -48,12 +55,15 @@ format: .venv/ready
 types: .venv/ready
 	@$(BIN)/mypy
 
+measures: .venv/ready    ## how dense the code is
+	@$(BIN)/python -m dev.measures
+
 wheel: .venv/ready
 	@$(BIN)/python -m hatchling build -t wheel
 
 # The versions that the project is tested with, resolved anew.
 constraints: .venv/ready
-	@$(BIN)/uv pip compile -q --upgrade --universal --extra dev --no-annotate --no-header \
+	@$(BIN)/uv pip compile -q --upgrade --universal --extra s3 --group dev --no-annotate --no-header \
 	  --python-version 3.11 -o constraints/newest.txt pyproject.toml && sed -i 's/ *;.*//' constraints/newest.txt
 
 clean:
@@ -63,7 +73,9 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	@echo "Setting up .venv; this takes a minute or two the first time …"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q -c constraints/newest.txt -e '.[dev]' > .venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
+	@($(BIN)/python -m pip install -q -c constraints/newest.txt 'pip>=25.1' \
+	  && $(BIN)/python -m pip install -q -c constraints/newest.txt --group dev -e '.[s3]') > .venv/install.log 2>&1 \
+	  || { cat .venv/install.log; exit 1; }
 	@touch $@
 
 # Without it the tests in the browser are skipped.

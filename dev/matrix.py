@@ -28,7 +28,7 @@ QUOTA = {"LIMIT": "10", "PERIOD": "20"}
 #: Seconds after which a step is given up.
 PATIENCE = 1200
 #: What tests the checkout rather than the installed package.
-LEFT_OUT = ("test_demo.py", "test_wheel.py", "e2e", "__pycache__")
+LEFT_OUT = ("test_demo.py", "test_docs.py", "test_wheel.py", "e2e", "__pycache__")
 UV = (sys.executable, "-m", "uv")
 
 
@@ -113,7 +113,7 @@ class Member:
         directory = ENVIRONMENTS / self.name
         versions = CHECKOUT / self.series.constraints
         self.run(*UV, "venv", "-q", "--clear", "--python", python, directory)
-        self.run(*UV, "pip", "install", "-q", "--python", directory, "-c", versions, f"{wheel}[test]")
+        self.run(*UV, "pip", "install", "-q", "--python", directory, "-c", versions, f"{wheel}[s3]", "--group", "test")
         return directory / "bin" / "python"
 
     def test(self, python: Path) -> str:
@@ -213,7 +213,7 @@ def resolve(series: Series) -> None:
         wanted += [requirement.replace(">=", "==") for requirement in bounded if ">=" in requirement]
     print(f"{series.constraints}: Airflow {series.airflow}, packages of {series.before}", flush=True)
     command = [*UV, "pip", "compile", "-q", "--upgrade", "--universal", "--python-version", series.pythons[0]]
-    command += ["--exclude-newer", series.before, "--extra", "test", "--no-annotate", "--no-header"]
+    command += ["--exclude-newer", series.before, "--extra", "s3", "--group", "test", "--no-annotate", "--no-header"]
     if series.compat_before:
         command += ["--exclude-newer-package", f"apache-airflow-providers-common-compat={series.compat_before}"]
     command += ["-o", series.constraints, "pyproject.toml", "-"]

@@ -1,4 +1,4 @@
-"""One Airflow of its own for the whole test session: its home, its database, its Variables and pools."""
+"""One Airflow of its own for each process that runs tests: its home, its database, its Variables and pools."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# Airflow reads its settings when it is first imported, so they are made before any test module is.
+# Airflow reads its settings when it is first imported, so they are set before any test module is imported.
 HOME = Path(tempfile.mkdtemp(prefix="amplemarket-tests-"))
 os.environ.update(
     {
@@ -30,17 +29,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def airflow_home() -> Iterator[Path]:
-    """Give Airflow's home, and remove it at the end."""
-    yield HOME
+def pytest_unconfigure() -> None:
+    """Remove Airflow's home, also that of the process that only hands tests to its workers."""
     shutil.rmtree(HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def airflow_db(airflow_home: Path) -> Path:
+def airflow_db() -> Path:
     """Give Airflow's home with a database in it."""
     from airflow.utils.db import initdb
 
     initdb()
-    return airflow_home
+    return HOME

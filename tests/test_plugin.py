@@ -191,7 +191,8 @@ class TestTheWarningOfDeadTasks:
             {"state": "queued", "queued_by_job_id": 1},
             {"state": "running", "queued_by_job_id": 1},
             {"state": "queued", "pool": "another"},
-            {"state": "queued", "pid": os.getpid()},
+            # A test's name must not depend on the process, or two workers would not have the same tests.
+            pytest.param({"state": "queued", "pid": os.getpid()}, id="a queued one that is alive"),
             {"state": "running", "pid": 1},
         ],
         ids=str,

@@ -112,6 +112,14 @@ class TestWhatIsInTheWheel:
         always = [line for line in needed if "extra ==" not in line]
         assert not [line for line in always if any(store in line for store in ("amazon", "google", "azure", "fsspec"))]
 
+    def test_its_extras_are_the_stores_and_nothing_for_developers(self, metadata: Message) -> None:
+        assert set(metadata.get_all("Provides-Extra", [])) == {"s3", "gcs", "azure"}
+
+    def test_it_says_where_the_project_is(self, metadata: Message) -> None:
+        urls = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL", []))
+        assert set(urls) == {"Source", "Documentation", "Changelog", "Issues"}
+        assert all(url.startswith(urls["Source"]) for url in urls.values())
+
     def test_it_names_the_pythons_of_the_matrix(self, metadata: Message) -> None:
         prefix = "Programming Language :: Python :: 3."
         named = {line.removeprefix(prefix) for line in metadata.get_all("Classifier", []) if line.startswith(prefix)}
