@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -35,9 +38,29 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def airflow_db() -> Path:
-    """Give Airflow's home with a database in it."""
+def airflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give Airflow's home with a database in it, of which workers that run side by side make one and copy it."""
+    database = HOME / "airflow.db"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        make_database()
+        return HOME
+    template = tmp_path_factory.getbasetemp().parent / "airflow.db"
+    with template.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if template.exists():
+            copy_database(template, database)
+        else:
+            make_database()
+            copy_database(database, template)
+    return HOME
+
+
+def make_database() -> None:
     from airflow.utils.db import initdb
 
     initdb()
-    return HOME
+
+
+def copy_database(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)

@@ -293,6 +293,7 @@ tricky_calls = st.builds(
 )
 
 
+@pytest.mark.no_cover
 @settings(deadline=None, max_examples=500)
 @given(any_keys, tricky_calls, tricky_calls)
 def test_no_two_calls_with_uuids_share_a_place_whatever_the_key(key: str, one: Call, other: Call) -> None:

@@ -50,7 +50,7 @@ class Smoke:
 @pytest.fixture(scope="module")
 def smoke(airflow: Airflow, account: Sandbox) -> Smoke:
     """Let one run spend its quota and defer, and kill its process when it has come back."""
-    start = datetime.now(UTC) - timedelta(days=3)
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(days=3)
     quick = truth.add_calls(account, "quick", LIMIT, start)
     slow = truth.add_calls(account, "slow", SLOW, start + timedelta(days=1), fault="drip")
 

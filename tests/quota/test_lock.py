@@ -47,11 +47,13 @@ WORLDS = 100
         late=st.sampled_from([0.0, 0.1]),
     ),
 )
+@pytest.mark.no_cover
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_tasks_never_get_more_permits_than_there_are(seed: int, conditions: Conditions) -> None:
     assert not run_world(seed, conditions).wrongs
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_happens_to_the_variables_the_limit_holds(kind: str) -> None:
     fates = [run_any(seed, kind) for seed in range(WORLDS)]
