@@ -50,7 +50,7 @@ def runs(home: Path) -> list[tuple[str, str]]:
 
 
 def test_shows_its_progress_ends_on_ctrl_c_and_goes_on_the_next_time(tmp_path: Path) -> None:
-    env = {**os.environ, "DEMO_HOME": str(tmp_path), "LIMIT": "12", "PERIOD": "60"}
+    env = {**os.environ, "DEMO_HOME": str(tmp_path), "LIMIT": "12", "PERIOD": "30"}
     with subprocess.Popen(
         [sys.executable, "-m", "dev.demo"],
         cwd=CHECKOUT,
@@ -75,12 +75,12 @@ def test_shows_its_progress_ends_on_ctrl_c_and_goes_on_the_next_time(tmp_path: P
     with closing(sqlite3.connect(tmp_path / "sandbox" / "airflow.db")) as database, database:
         database.execute("UPDATE dag_run SET state = 'running'")
         database.execute("UPDATE task_instance SET state = 'queued'")
-    again = demo(tmp_path, LIMIT="12", PERIOD="60")
+    again = demo(tmp_path, LIMIT="12", PERIOD="30")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Archived   8 now, 12 before" in again.stdout
     assert runs(tmp_path) == [("failed", "failed"), ("success", "success")]
 
-    # The ledger has forgotten the twelve, which are more than a minute ago; of an hour they count.
+    # The ledger has forgotten the twelve, which are more than a period ago; of an hour they count.
     third = demo(tmp_path)
     assert "0 requests by this run; 20 of 50 spent in the last 3600 s, 30 left" in third.stdout
 

@@ -7,6 +7,7 @@ from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -229,5 +230,5 @@ class QuotaMachine(RuleBasedStateMachine):
         assert len(permits) + len(more) == self.limit.requests
 
 
-TestQuotaMachine = QuotaMachine.TestCase
+TestQuotaMachine = pytest.mark.no_cover(QuotaMachine.TestCase)
 TestQuotaMachine.settings = settings(relaxed, max_examples=300, stateful_step_count=40)
