@@ -77,13 +77,13 @@ def test_a_wrong_setting_is_a_wrong_value_too() -> None:
     ],
 )
 def test_an_error_of_the_api_keeps_what_the_api_said(error: type[AmplemarketAPIError]) -> None:
-    told = error("GET /calls answered 418", status=418, code="teapot", title="I'm a teapot", detail="Short and stout")
-    assert str(told) == "GET /calls answered 418"
+    told = error("GET /calls returned 418", status=418, code="teapot", title="I'm a teapot", detail="Short and stout")
+    assert str(told) == "GET /calls returned 418"
     assert (told.status, told.code, told.title, told.detail) == (418, "teapot", "I'm a teapot", "Short and stout")
 
 
 def test_an_error_of_the_api_may_know_no_more_than_its_message() -> None:
-    told = AmplemarketAPIError("no answer")
+    told = AmplemarketAPIError("no response")
     assert (told.status, told.code, told.title, told.detail) == (None, None, None, None)
 
 

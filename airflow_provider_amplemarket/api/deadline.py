@@ -3,7 +3,7 @@ Requests that end: each at its deadline, and all of them when the task is told t
 
 The time-out of a socket counts from one byte to the next, so a server that sends a byte a second holds a reader for as
 long as it likes. Here the connection is shut down from outside, which ends whatever waits for it: the TLS handshake,
-the answer's header, its body. What comes before that, looking up a name and connecting, waits in a thread of its own,
+the response's header, its body. What comes before that, looking up a name and connecting, waits in a thread of its own,
 which is left behind.
 """
 
@@ -50,30 +50,26 @@ class Watch:
         self._timer.start()
 
     def add(self, descriptor: int) -> None:
-        """
-        Take a connection under watch.
-
-        :param descriptor: its socket's. It is copied: TLS takes it from one object to another, and once it is closed
-            the number may be that of something else.
-        """
+        """Take the connection with this socket under watch."""
+        # A copy: TLS takes it from one object to another, and once it is closed the number may be something else's.
         with self._lock:
             self._sockets.append(socket.socket(fileno=os.dup(descriptor)))
             if self.ended:
                 self._shut_down()
 
     def end(self, why: Exception) -> None:
-        """Let the request end now; it never raises."""
+        """End the request now; never raise."""
         with self._lock:
             self.ended = self.ended or why
             self._shut_down()
 
     def close(self) -> None:
-        """Watch no longer: all is over."""
+        """Stop watching."""
         self._cancel_timer()
         self.forget()
 
     def forget(self) -> None:
-        """Let go of the connections so far, for their requests are over; they may serve others."""
+        """Watch the connections so far no longer: their requests are over, and they may serve others."""
         with self._lock:
             while self._sockets:
                 self._sockets.pop().close()
@@ -99,9 +95,7 @@ def current_watch() -> Watch | None:
 def reason_of_end() -> Exception | None:
     """Return why this thread's request was ended from here, None where it was not."""
     watch = current_watch()
-    if watch is None:
-        return None
-    return watch.ended
+    return None if watch is None else watch.ended
 
 
 class Watchdog:
@@ -186,7 +180,7 @@ class _WatchedConnection:
 
 
 def watch_connections(manager: PoolManager) -> None:
-    """Let connections of this manager be watched, through proxies, too."""
+    """Make a manager's connections such that they are watched, those through proxies, too."""
     manager.pool_classes_by_scheme = {
         scheme: _with_watched_connections(pool) for scheme, pool in manager.pool_classes_by_scheme.items()
     }
@@ -205,11 +199,9 @@ def _connect(connect: Callable[[], socket.socket], watch: Watch) -> socket.socke
 
     def run() -> None:
         try:
-            connected = connect()
+            future.set_result(connect())
         except BaseException as error:
             future.set_exception(error)
-        else:
-            future.set_result(connected)
 
     threading.Thread(target=run, name="amplemarket-connect", daemon=True).start()
     try:

@@ -12,9 +12,8 @@ from pathlib import Path
 import pendulum
 import requests
 
-from airflow_provider_amplemarket.api.body import is_compressed, iter_body
 from airflow_provider_amplemarket.api.client import Client
-from airflow_provider_amplemarket.api.redirects import open_recording
+from airflow_provider_amplemarket.api.responses import is_compressed, iter_body
 from airflow_provider_amplemarket.audio import is_mpeg, is_text
 from airflow_provider_amplemarket.calls import is_plain_id
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, InvalidRecordingError
@@ -37,10 +36,10 @@ class Recording:
     :param call_id: the call's id.
     :param size: bytes received.
     :param sha256: SHA-256 of the bytes, in hexadecimal.
-    :param content_type: the answer's media type, without parameters.
+    :param content_type: the response's media type, without parameters.
     :param is_mpeg: whether the bytes begin with an ID3 tag or an MPEG audio frame.
     :param requested_at: when the request was sent.
-    :param answered_at: when the answer's header had arrived; the API has counted the request by then.
+    :param answered_at: when the response's header had arrived; the API has counted the request by then.
     :param received_at: when the last byte had arrived.
     """
 
@@ -75,25 +74,25 @@ def download_recording(
     target: Path,
     *,
     cancelled: Callable[[], bool] | None = None,
-    answered: Callable[[], None] | None = None,
+    on_response: Callable[[], None] | None = None,
 ) -> Recording:
     """
     Stream the recording of a call into a local file, with one request and no retry.
 
     :param target: the file to write; it is removed again when the recording is not whole.
     :param cancelled: asked after every MiB; the download ends with an error once it returns True.
-    :param answered: called when the answer has begun as a good one, before its body is read.
-    :raises AmplemarketAPIError: when the status is not 200, or there is no answer; a subclass by status.
+    :param on_response: called when the response has begun with a 200, before its body is read.
+    :raises AmplemarketAPIError: when the status is not 200, or there is no response; a subclass by status.
     :raises InvalidRecordingError: when the body is not audio, or not whole.
     """
     if not is_plain_id(call_id):
         raise AmplemarketConfigurationError(f"call_id {str(call_id)[:80]!r} is not a plain token")
     url = f"{client.settings.base_url}/calls/{call_id}/recording"
     requested_at = pendulum.now("UTC")
-    with client.watch() as watch, open_recording(client, url) as response:
+    with client.watch() as watch, client.open_recording(url) as response:
         answered_at = pendulum.now("UTC")
-        if answered is not None:
-            answered()
+        if on_response is not None:
+            on_response()
         content_type = _check_header(client, response)
         watch.limit(MAX_DOWNLOAD_TIME)
         with _removed_on_error(target):
@@ -131,7 +130,7 @@ def save_body(response: requests.Response, target: Path, cancelled: Callable[[],
     if not body.size:
         raise InvalidRecordingError("the body is empty")
     if "Content-Length" in response.headers and declared != str(body.size):
-        raise InvalidRecordingError(f"the answer declares {declared[:20]} bytes, but {body.size} came")
+        raise InvalidRecordingError(f"the response declares {declared[:20]} bytes, but {body.size} came")
     return body
 
 
@@ -142,7 +141,7 @@ def _length(declared: str) -> int | None:
     length = int(declared)
     if length > MAX_RECORDING_SIZE:
         raise InvalidRecordingError(
-            f"the answer declares {declared} bytes; the most that is read is {MAX_RECORDING_SIZE}"
+            f"the response declares {declared} bytes; the most that is read is {MAX_RECORDING_SIZE}"
         )
     return length
 
@@ -164,7 +163,9 @@ def _check_header(client: Client, response: requests.Response) -> str:
         raise InvalidRecordingError("the body is compressed though that was not asked for")
     is_chunked = response.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
     if "Content-Length" not in response.headers and not is_chunked:
-        raise InvalidRecordingError("the answer has neither a length nor chunks: nothing can show whether it is whole")
+        raise InvalidRecordingError(
+            "the response has neither a length nor chunks, so nothing shows whether it is whole"
+        )
     return content_type
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -35,7 +35,7 @@ OLDER_BY = timedelta(days=1)
 
 _ATTEMPTS = 6
 _LONGEST_WAIT = 60.0
-#: The API says "starting after" and "before": so much more on either side loses no call of the edge.
+#: The API lists calls "starting after" and "before": with so much more on either side no call of the edge is lost.
 _MARGIN = timedelta(seconds=1)
 
 
@@ -65,9 +65,9 @@ class CallFilter:
     def _is_in_window(self, start_date: datetime | None) -> bool:
         if start_date is None:
             return True
-        is_before = self.start is not None and start_date < self.start
-        is_after = self.end is not None and start_date >= self.end
-        return not is_before and not is_after
+        if self.start is not None and start_date < self.start:
+            return False
+        return self.end is None or start_date < self.end
 
     def _is_of_user(self, call: dict[str, Any]) -> bool:
         if self.user_id is None:
@@ -85,16 +85,17 @@ def iter_calls(client: Client, wanted: CallFilter) -> Iterator[dict[str, Any]]:
     :raises AmplemarketAPIError: when the list does not come, after some retries, or makes no sense.
     """
     seen: set[str] = set()
-    older = _OlderPages(wanted.start)
-    for page in _iter_pages(client, wanted.as_params()):
+    older_in_a_row = 0
+    for number, page in enumerate(_iter_pages(client, wanted.as_params()), start=1):
         start_dates = [start_of(call) for call in page]
         for call, start_date in zip(page, start_dates, strict=True):
             if wanted.matches(call, start_date) and _is_new(call, seen):
                 yield call
-        older.note(start_dates)
-        if older.are_enough:
+        older_in_a_row = older_in_a_row + 1 if _is_older(start_dates, wanted.start) else 0
+        has_only_older_pages = older_in_a_row == number
+        if older_in_a_row >= (OLDER_PAGES_FROM_THE_FIRST if has_only_older_pages else OLDER_PAGES):
             return
-        if older.is_first:
+        if has_only_older_pages and number == 1:
             log.warning(
                 "The newest calls of the list are older than the window, which begins at %s. Where there were none "
                 "since, all is well; else calls that were logged late hide them, so up to %d pages are read. "
@@ -114,46 +115,15 @@ def _is_new(call: dict[str, Any], seen: set[str]) -> bool:
     return is_new
 
 
-class _OlderPages:
-    """
-    Count the pages in a row that are older than the window.
-
-    :param start: where the window begins; without one, no page is older.
-    """
-
-    def __init__(self, start: datetime | None) -> None:
-        self._start = start
-        self._in_a_row = 0
-        self._pages = 0
-
-    def note(self, start_dates: Sequence[datetime | None]) -> None:
-        """Take the starts of the next page's calls."""
-        self._pages += 1
-        self._in_a_row += 1
-        if not self._is_older(start_dates):
-            self._in_a_row = 0
-
-    @property
-    def is_first(self) -> bool:
-        """Whether the first page is older, and the last one that was read."""
-        return self._pages == self._in_a_row == 1
-
-    @property
-    def are_enough(self) -> bool:
-        """Whether it is safe to assume that all pages to come are older, too."""
-        if self._in_a_row == self._pages:
-            return self._in_a_row >= OLDER_PAGES_FROM_THE_FIRST
-        return self._in_a_row >= OLDER_PAGES
-
-    def _is_older(self, start_dates: Sequence[datetime | None]) -> bool:
-        dates = [start_date for start_date in start_dates if start_date is not None]
-        has_undated = len(dates) < len(start_dates)
-        if self._start is None or not dates or has_undated:
-            return False
-        if max(dates) >= self._start - OLDER_BY:
-            return False
-        # On a page that ascends the newest calls are still to come.
-        return dates[0] > dates[-1]
+def _is_older(start_dates: list[pendulum.DateTime | None], start: datetime | None) -> bool:
+    """Return whether a page lies before the window, and those after it, too."""
+    dates = [start_date for start_date in start_dates if start_date is not None]
+    has_undated = len(dates) < len(start_dates)
+    if start is None or not dates or has_undated:
+        return False
+    # On a page that ascends the newest calls are still to come.
+    is_descending = dates[0] > dates[-1]
+    return is_descending and max(dates) < start - OLDER_BY
 
 
 def _iter_pages(client: Client, params: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
@@ -171,7 +141,7 @@ def _iter_pages(client: Client, params: dict[str, str]) -> Iterator[list[dict[st
 def _calls_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     calls = body.get("calls")
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise AmplemarketAPIError("GET /calls: the answer has no list of calls")
+        raise AmplemarketAPIError("GET /calls: the response has no list of calls")
     return calls
 
 
@@ -222,7 +192,7 @@ def _get_page(client: Client, url: str) -> dict[str, Any]:
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Return whether asking again may help."""
+    """Return whether another try may help."""
     if isinstance(error, RateLimitExceededError | AmplemarketConnectionError):
         return True
     status = getattr(error, "status", None)
@@ -241,7 +211,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
 
 def _warn(state: tenacity.RetryCallState) -> None:
     (url,) = state.args
-    log.warning("GET %s: %s; asking again in %.0f s", urlsplit(url).path, _error_of(state), state.upcoming_sleep)
+    log.warning("GET %s: %s; trying again in %.0f s", urlsplit(url).path, _error_of(state), state.upcoming_sleep)
 
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException | None:

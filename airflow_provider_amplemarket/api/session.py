@@ -10,25 +10,18 @@ from requests.auth import AuthBase
 from urllib3 import PoolManager
 
 from airflow_provider_amplemarket import __version__
-from airflow_provider_amplemarket.api.deadline import Watch, Watchdog, current_watch, watch_connections
-from airflow_provider_amplemarket.api.settings import Settings
-from airflow_provider_amplemarket.api.urls import origin
+from airflow_provider_amplemarket.api.deadline import Watchdog, current_watch, watch_connections
+from airflow_provider_amplemarket.api.settings import Settings, origin
 
 
 class BearerAuth(AuthBase):
-    """
-    Send the API key to its own host and to no other.
-
-    :param api_key: the API key.
-    :param base_url: requests to this scheme, host and port get the key.
-    """
+    """Send the API key to the scheme, host and port of its base URL, and to no other."""
 
     def __init__(self, api_key: str, base_url: str) -> None:
         self._api_key = api_key
         self._origin = origin(base_url)
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the header where it belongs."""
         if request.url and origin(request.url) == self._origin:
             request.headers["Authorization"] = f"Bearer {self._api_key}"
         return request
@@ -62,8 +55,8 @@ class Session(requests.Session):
     """
     Follow no redirect of its own accord, nor read the body of one.
 
-    :param settings: the API key, its host, the time-out and the deadline of requests that nobody watches over yet.
-    :param watchdog: ends the requests.
+    :param settings: the API key, its host, the time-out and the deadline.
+    :param watchdog: ends the requests; it gets those to watch that nobody watches yet.
     """
 
     def __init__(self, settings: Settings, watchdog: Watchdog) -> None:
@@ -81,13 +74,10 @@ class Session(requests.Session):
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         watch = current_watch()
-        if watch is not None:
-            watch.forget()
-            return self._send(watch, request, **kwargs)
-        with self._watchdog.watch(self._deadline) as watch:
-            return self._send(watch, request, **kwargs)
-
-    def _send(self, watch: Watch, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        if watch is None:
+            with self._watchdog.watch(self._deadline):
+                return self.send(request, **kwargs)
+        watch.forget()
         response = super().send(request, **kwargs)
         if watch.ended:  # a header that was ended can look whole
             response.close()

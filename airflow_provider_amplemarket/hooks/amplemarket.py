@@ -14,7 +14,6 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_amplemarket.api import download, listing
 from airflow_provider_amplemarket.api.client import Client
-from airflow_provider_amplemarket.api.clockskew import ClockSkew
 from airflow_provider_amplemarket.api.deadline import Watchdog
 from airflow_provider_amplemarket.api.download import Recording
 from airflow_provider_amplemarket.api.listing import CallFilter
@@ -40,7 +39,6 @@ class AmplemarketHook(BaseHook):
         self.amplemarket_conn_id = amplemarket_conn_id
         # Made before the connection is read, so that a stop that comes earlier holds, too.
         self._watchdog = Watchdog()
-        self._clock_skew = ClockSkew()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -83,7 +81,6 @@ class AmplemarketHook(BaseHook):
         return Client(
             self.settings,
             watchdog=self._watchdog,
-            clock_skew=self._clock_skew,
             key_name=f"the API key in the password of connection {self.amplemarket_conn_id!r}",
         )
 
@@ -92,9 +89,9 @@ class AmplemarketHook(BaseHook):
         """
         Seconds that this machine's clock is ahead of the API's at least; below 0, behind.
 
-        It comes from the ``Date`` of the answers so far; 0 before the first one, and where the clocks may agree.
+        It comes from the ``Date`` of the responses so far; 0 before the first one, and where the clocks may agree.
         """
-        return self._clock_skew.seconds
+        return self._client.clock_skew.seconds
 
     def get_conn(self) -> requests.Session:
         """
@@ -139,7 +136,7 @@ class AmplemarketHook(BaseHook):
         target: str | os.PathLike[str],
         *,
         cancelled: Callable[[], bool] | None = None,
-        answered: Callable[[], None] | None = None,
+        on_response: Callable[[], None] | None = None,
     ) -> Recording:
         """
         Stream the recording of a call into a local file, with one request and no retry.
@@ -147,7 +144,7 @@ class AmplemarketHook(BaseHook):
         :param call_id: the call's id.
         :param target: the file to write; it is removed again when the recording is not whole.
         :param cancelled: asked after every MiB; the download ends with an error once it returns True.
-        :param answered: called when the answer has begun as a good one, before its body is read.
+        :param on_response: called when the response has begun with a 200, before its body is read.
         :return: what was received: size, hash, content type and times.
         :raises RecordingNotFoundError: 404.
         :raises RecordingTooLargeError: 413.
@@ -155,10 +152,12 @@ class AmplemarketHook(BaseHook):
         :raises RecordingForbiddenError: 403.
         :raises AuthenticationError: 401.
         :raises InvalidRecordingError: a 200 whose body is not audio, or not whole.
-        :raises AmplemarketAPIError: any other answer, or none.
+        :raises AmplemarketAPIError: any other response, or none.
         :raises RequestAbortedError: after :meth:`abort`.
         """
-        return download.download_recording(self._client, call_id, Path(target), cancelled=cancelled, answered=answered)
+        return download.download_recording(
+            self._client, call_id, Path(target), cancelled=cancelled, on_response=on_response
+        )
 
     def abort(self) -> None:
         """

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 
-from airflow_provider_amplemarket.api.settings import Settings
-from airflow_provider_amplemarket.api.urls import DEFAULT_BASE_URL, parse_base_url
+from airflow_provider_amplemarket.api.settings import DEFAULT_BASE_URL, Settings, parse_base_url
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ConnectionNotDefinedError
 from airflow_provider_amplemarket.get_provider_info import CONNECTION_FIELDS
 

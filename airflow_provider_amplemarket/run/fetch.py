@@ -116,7 +116,7 @@ class Fetcher:
             job.item.call_id,
             job.target,
             cancelled=self.work.cancel.is_set,
-            answered=lambda: self.judge.answered(job.request),
+            on_response=lambda: self.judge.answered(job.request),
         )
         self.judge.answered(job.request)
         return recording

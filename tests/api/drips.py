@@ -1,4 +1,4 @@
-"""A server that answers one byte at a time, for as long as anybody listens, and the ways to do so."""
+"""A server that sends its responses one byte at a time, for as long as anybody listens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 INTERVAL, LASTING = 0.05, 40.0
 
 HEADER = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 99999\r\n"
-#: How an answer begins, and what is then repeated.
-ANSWERS = {
+#: How a response begins, and what is then repeated.
+RESPONSES = {
     "status line": (b"HTTP/1.1 200 ", b"O"),
     "header": (HEADER + b"X-Drip: ", b"x"),
     "error body": (HEADER.replace(b"200", b"500") + b"\r\n", b" "),
@@ -53,10 +53,10 @@ REQUESTS: dict[str, Callable[[AmplemarketHook, Path], None]] = {
 }
 #: A recording without a length is not read.
 MODES = [
-    (request, answer)
+    (request, response)
     for request in REQUESTS
-    for answer in ANSWERS
-    if (request, answer) != ("recording", "body without a length")
+    for response in RESPONSES
+    if (request, response) != ("recording", "body without a length")
 ]
 
 
@@ -64,11 +64,11 @@ class Drips:
     """
     The server.
 
-    :param answers: the answers it gives, one for each request; the last one is for all that follow, too.
+    :param responses: the responses it gives, one for each request; the last one is for all that follow, too.
     """
 
-    def __init__(self, *answers: str) -> None:
-        self.answers = [ANSWERS[answer] for answer in answers]
+    def __init__(self, *responses: str) -> None:
+        self.responses = [RESPONSES[response] for response in responses]
         self.connections: list[socket.socket] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._is_over = threading.Event()
@@ -94,19 +94,19 @@ class Drips:
         end = time.monotonic() + LASTING
         while len(self.connections) < requests and time.monotonic() < end:
             time.sleep(0.01)
-        time.sleep(2 * INTERVAL)  # until they are answered
+        time.sleep(2 * INTERVAL)  # until a response has begun
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listening.accept()
-                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+                threading.Thread(target=self._drip, args=(connection,), daemon=True).start()
 
-    def _answer(self, connection: socket.socket) -> None:
+    def _drip(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection.recv(65536)
             with self._lock:
-                opening, drop = self.answers[min(len(self.connections), len(self.answers) - 1)]
+                opening, drop = self.responses[min(len(self.connections), len(self.responses) - 1)]
                 self.connections.append(connection)
             connection.sendall(opening)
             for _ in range(int(LASTING / INTERVAL)):

@@ -69,11 +69,11 @@ class RawServer:
     """
     A server that sends, byte for byte, what it is told to send, and hangs up.
 
-    :param answers: one for each request; the last one is for all that follow, too.
+    :param responses: one for each request; the last one is for all that follow, too.
     """
 
-    def __init__(self, *answers: bytes) -> None:
-        self.answers = list(answers)
+    def __init__(self, *responses: bytes) -> None:
+        self.responses = list(responses)
         self.seen: list[tuple[str, dict[str, str]]] = []
         server = self
 
@@ -82,7 +82,7 @@ class RawServer:
                 server.seen.append((self.path, dict(self.headers.items())))
                 # A client may hang up first.
                 with contextlib.suppress(OSError):
-                    self.wfile.write(server.answers[min(len(server.seen), len(server.answers)) - 1])
+                    self.wfile.write(server.responses[min(len(server.seen), len(server.responses)) - 1])
                 self.close_connection = True
 
             def log_message(self, format: str, *args: object) -> None:
@@ -109,7 +109,7 @@ class RawServer:
 
 
 def raw(body: bytes = b"", status: int = 200, **headers: str | None) -> bytes:
-    """Write an answer; an underscore in a header's name is a hyphen, and None takes the header away."""
+    """Write a response; an underscore in a header's name is a hyphen, and None takes the header away."""
     fields = {"Content-Type": "audio/mpeg", "Content-Length": str(len(body)), "Connection": "close"}
     merged: dict[str, str | None] = {**fields, **{k.replace("_", "-"): v for k, v in headers.items()}}
     head = [f"HTTP/1.1 {status} Whatever", *(f"{k}: {v}" for k, v in merged.items() if v is not None)]
@@ -122,12 +122,12 @@ def chunks(*pieces: bytes) -> bytes:
 
 
 def page(*calls: Call, **members: object) -> bytes:
-    """Write an answer that is a page of calls."""
+    """Write a response that is a page of calls."""
     return raw(json.dumps({"calls": calls, **members}).encode(), Content_Type="application/json")
 
 
 def pages_of(calls: list[Call], size: int) -> list[bytes]:
-    """Write answers that are pages of calls, in this order."""
+    """Write responses that are pages of calls, in this order."""
     starts = range(0, len(calls), size)
     links = [{"next": {"href": f"?page={start}"}} for start in starts[1:]]
     return [page(*calls[start : start + size], _links=link) for start, link in zip(starts, [*links, {}], strict=True)]

@@ -1,4 +1,4 @@
-"""The session, its key and its time-outs, and what the answers tell of the clock."""
+"""The session, its key and its time-outs, and what the responses show of the clock."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ sys.modules.update({"airflow": None, "airflow.sdk": None})
 from airflow_provider_amplemarket.api.client import Client
 from airflow_provider_amplemarket.api.download import download_recording
 from airflow_provider_amplemarket.api.listing import CallFilter, iter_calls
-from airflow_provider_amplemarket.api.settings import Settings
-from airflow_provider_amplemarket.api.urls import parse_base_url
+from airflow_provider_amplemarket.api.settings import Settings, parse_base_url
 _, url, key, target = sys.argv
 client = Client(Settings(base_url=parse_base_url(url), api_key=key, limit=50, period=3600, timeout=10))
 ids = [call["id"] for call in iter_calls(client, CallFilter())]
@@ -110,19 +109,19 @@ class TestTheSession:
         assert request.headers.get("Authorization") == (f"Bearer {KEY}" if given else None)
 
 
-def dated(moment: datetime, body: bytes = b'{"calls": []}', **headers: str | None) -> bytes:
-    return raw(body, Date=format_datetime(moment, usegmt=True), **headers)
+def dated(date: datetime, body: bytes = b'{"calls": []}', **headers: str | None) -> bytes:
+    return raw(body, Date=format_datetime(date, usegmt=True), **headers)
 
 
 class TestTheClock:
-    def read(self, connect: Connect, *answers: bytes) -> float:
-        with RawServer(*answers) as server:
+    def read(self, connect: Connect, *responses: bytes) -> float:
+        with RawServer(*responses) as server:
             api = connect(server.url)
-            for _ in answers:
+            for _ in responses:
                 list(api.iter_calls())
         return api.clock_skew
 
-    def test_nothing_is_known_before_the_first_answer(self, connect: Connect) -> None:
+    def test_nothing_is_known_before_the_first_response(self, connect: Connect) -> None:
         assert connect("http://127.0.0.1:9").clock_skew == 0.0
 
     @pytest.mark.parametrize("behind", [60, 3600, -60])
@@ -137,7 +136,7 @@ class TestTheClock:
         assert api.clock_skew == 0.0
 
     @pytest.mark.parametrize(
-        "answer",
+        "response",
         [
             raw(b'{"calls": []}'),
             raw(b'{"calls": []}', Date="yesterday"),
@@ -146,13 +145,13 @@ class TestTheClock:
             dated(datetime(2026, 1, 1, tzinfo=UTC), Age="7"),
         ],
     )
-    def test_what_tells_no_time_is_ignored(self, connect: Connect, answer: bytes) -> None:
-        assert self.read(connect, answer) == 0.0
+    def test_what_shows_no_time_is_ignored(self, connect: Connect, response: bytes) -> None:
+        assert self.read(connect, response) == 0.0
 
     def test_errors_and_recordings_tell_it_too(self, connect: Connect, target: Path) -> None:
-        moment = datetime.now(UTC) - timedelta(hours=1)
-        for answer in dated(moment, b"").replace(b"200", b"404"), dated(moment, MP3):
-            with RawServer(answer) as server:
+        date = datetime.now(UTC) - timedelta(hours=1)
+        for response in dated(date, b"").replace(b"200", b"404"), dated(date, MP3):
+            with RawServer(response) as server:
                 api = connect(server.url)
                 with suppress(RecordingNotFoundError):
                     download(api, "abc", target)

@@ -30,7 +30,7 @@ from airflow_provider_amplemarket.exceptions import (
 )
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call
-from tests.api.drips import ANSWERS, LASTING, MODES, REQUESTS, Drips, download, read_list
+from tests.api.drips import LASTING, MODES, REQUESTS, RESPONSES, Drips, download, read_list
 
 END = datetime(2026, 11, 20, 12, tzinfo=UTC)
 KEY = "sandbox-key"
@@ -93,12 +93,12 @@ def time_out(*_: Any) -> None:
 
 
 class TestTheDeadline:
-    @pytest.mark.parametrize("answer", ANSWERS)
+    @pytest.mark.parametrize("response", RESPONSES)
     def test_a_list_ends_however_it_drips(
-        self, connect: Connect, tmp_path: Path, answer: str, monkeypatch: pytest.MonkeyPatch
+        self, connect: Connect, tmp_path: Path, response: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(listing, "_ATTEMPTS", 1)
-        with Drips(answer) as server, soon(), pytest.raises(AmplemarketAPIError, match="GET /calls"):
+        with Drips(response) as server, soon(), pytest.raises(AmplemarketAPIError, match="GET /calls"):
             read_list(connect(server.url, timeout=0.4), tmp_path)
 
     def test_a_list_that_drips_is_asked_for_again(self, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,20 +107,20 @@ class TestTheDeadline:
             list(connect(server.url, timeout=0.2).iter_calls())
         assert len(server.connections) == 6
 
-    @pytest.mark.parametrize("answer", ANSWERS)
-    def test_the_test_of_the_connection_ends(self, connect: Connect, tmp_path: Path, answer: str) -> None:
-        with Drips(answer) as server, soon():
+    @pytest.mark.parametrize("response", RESPONSES)
+    def test_the_test_of_the_connection_ends(self, connect: Connect, tmp_path: Path, response: str) -> None:
+        with Drips(response) as server, soon():
             ok, message = connect(server.url, timeout=0.4).test_connection()
         assert not ok
         assert "GET /account-info" in message
 
     @pytest.mark.parametrize(
-        ("answer", "error", "message"),
+        ("response", "error", "message"),
         [
-            ("nothing at all", AmplemarketConnectionError, "no answer"),
-            ("status line", AmplemarketConnectionError, "no answer .*DeadlineError: not over after 0.8 s"),
-            ("header", AmplemarketConnectionError, "no answer .*DeadlineError: not over after 0.8 s"),
-            ("error body", AmplemarketAPIError, "answered 500$"),
+            ("nothing at all", AmplemarketConnectionError, "no response"),
+            ("status line", AmplemarketConnectionError, "no response .*DeadlineError: not over after 0.8 s"),
+            ("header", AmplemarketConnectionError, "no response .*DeadlineError: not over after 0.8 s"),
+            ("error body", AmplemarketAPIError, "returned 500$"),
             ("body", InvalidRecordingError, r"cut short after \d+ of 99999 bytes \(DeadlineError\)"),
             ("body in chunks", InvalidRecordingError, r"cut short after \d+ of an unknown number.*DeadlineError"),
         ],
@@ -129,13 +129,13 @@ class TestTheDeadline:
         self,
         connect: Connect,
         tmp_path: Path,
-        answer: str,
+        response: str,
         error: type[AmplemarketError],
         message: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(download_module, "MAX_DOWNLOAD_TIME", 1.0)
-        with Drips(answer) as server, soon(), pytest.raises(error, match=message) as caught:
+        with Drips(response) as server, soon(), pytest.raises(error, match=message) as caught:
             download(connect(server.url, timeout=0.4), tmp_path)
         assert type(caught.value) is error
         assert list(tmp_path.iterdir()) == []
@@ -153,7 +153,7 @@ class TestTheDeadline:
         with Drips("body") as server, soon(), pytest.raises(requests.RequestException):
             connect(server.url, timeout=0.4).get_conn().get(f"{server.url}/calls")
 
-    def test_a_host_that_does_not_answer_at_all(self, connect: Connect, tmp_path: Path) -> None:
+    def test_a_host_that_does_not_respond_at_all(self, connect: Connect, tmp_path: Path) -> None:
         with unreachable() as url, soon(), pytest.raises(AmplemarketConnectionError, match="Timeout"):
             download(connect(url, timeout=0.4), tmp_path)
 
@@ -161,10 +161,10 @@ class TestTheDeadline:
         monkeypatch.setenv("NO_PROXY", "")
         with Drips("header") as proxy:
             monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-            with soon(), pytest.raises(AmplemarketConnectionError, match="no answer"):
+            with soon(), pytest.raises(AmplemarketConnectionError, match="no response"):
                 download(connect("https://api.example.com", timeout=0.4), tmp_path)
 
-    def test_a_name_service_that_does_not_answer(
+    def test_a_name_service_that_does_not_respond(
         self, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with nameless(monkeypatch), soon(), pytest.raises(AmplemarketConnectionError, match="DeadlineError"):
@@ -173,7 +173,7 @@ class TestTheDeadline:
 
 @contextmanager
 def unreachable() -> Iterator[str]:
-    """Give the URL of a server at which connecting gets no answer: more wait there already than it lets wait."""
+    """Give the URL of a server at which connecting gets no response: more wait there already than it lets wait."""
     with ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         address = listening.getsockname()
@@ -201,9 +201,11 @@ def nameless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class TestATaskThatIsToldToStop:
-    @pytest.mark.parametrize(("request_", "answer"), MODES)
-    def test_another_thread_ends_a_request(self, connect: Connect, tmp_path: Path, request_: str, answer: str) -> None:
-        with Drips(answer) as server:
+    @pytest.mark.parametrize(("request_", "response"), MODES)
+    def test_another_thread_ends_a_request(
+        self, connect: Connect, tmp_path: Path, request_: str, response: str
+    ) -> None:
+        with Drips(response) as server:
             hook = connect(server.url)
             with (
                 soon(),
@@ -214,11 +216,11 @@ class TestATaskThatIsToldToStop:
         assert len(server.connections) == 1
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize(("request_", "answer"), MODES)
+    @pytest.mark.parametrize(("request_", "response"), MODES)
     def test_the_handler_of_a_signal_ends_a_request(
-        self, connect: Connect, tmp_path: Path, request_: str, answer: str
+        self, connect: Connect, tmp_path: Path, request_: str, response: str
     ) -> None:
-        with Drips(answer) as server:
+        with Drips(response) as server:
             hook = connect(server.url)
             with (
                 soon(),
@@ -228,21 +230,21 @@ class TestATaskThatIsToldToStop:
                 REQUESTS[request_](hook, tmp_path)
         assert len(server.connections) == 1
 
-    @pytest.mark.parametrize(("request_", "answer"), MODES)
+    @pytest.mark.parametrize(("request_", "response"), MODES)
     def test_what_the_handler_of_a_signal_raises_comes_out_at_once(
-        self, connect: Connect, tmp_path: Path, request_: str, answer: str
+        self, connect: Connect, tmp_path: Path, request_: str, response: str
     ) -> None:
-        with Drips(answer) as server, soon(), alarm(time_out, server), pytest.raises(AirflowTaskTimeout):
+        with Drips(response) as server, soon(), alarm(time_out, server), pytest.raises(AirflowTaskTimeout):
             REQUESTS[request_](connect(server.url), tmp_path)
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("end", ["abort", "signal"])
-    def test_a_host_that_does_not_answer_at_all(self, connect: Connect, tmp_path: Path, end: str) -> None:
+    def test_a_host_that_does_not_respond_at_all(self, connect: Connect, tmp_path: Path, end: str) -> None:
         with unreachable() as url:
             self.stop_early(connect(url), tmp_path, end)
 
     @pytest.mark.parametrize("end", ["abort", "signal"])
-    def test_a_name_service_that_does_not_answer(
+    def test_a_name_service_that_does_not_respond(
         self, connect: Connect, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with nameless(monkeypatch):
@@ -285,14 +287,14 @@ class TestATaskThatIsToldToStop:
             assert len(sandbox.log) == 1
 
     def test_all_requests_end_together(self, connect: Connect, tmp_path: Path) -> None:
-        answers = [answer for request, answer in MODES if request == "recording"]
-        with Drips(*answers) as server, ThreadPoolExecutor(len(answers)) as pool, soon():
+        responses = [response for request, response in MODES if request == "recording"]
+        with Drips(*responses) as server, ThreadPoolExecutor(len(responses)) as pool, soon():
             hook = connect(server.url)
             running = [
                 pool.submit(hook.download_recording, f"abc-{number}", tmp_path / str(number))
-                for number, _ in enumerate(answers)
+                for number, _ in enumerate(responses)
             ]
-            server.wait_for(len(answers))
+            server.wait_for(len(responses))
             hook.abort()
             assert {type(future.exception()) for future in running} == {RequestAbortedError}
 

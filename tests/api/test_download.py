@@ -60,7 +60,7 @@ class TestDownloadingARecording:
         assert before <= found.requested_at <= found.answered_at < found.received_at <= datetime.now(UTC)
         assert found.answered_at - found.requested_at < timedelta(seconds=1)
         assert found.received_at - found.answered_at > timedelta(seconds=2)
-        assert all(moment.utcoffset() == timedelta(0) for moment in (found.requested_at, found.received_at))
+        assert all(date.utcoffset() == timedelta(0) for date in (found.requested_at, found.received_at))
 
     @pytest.mark.parametrize("name", [str, Path])
     def test_an_older_file_is_replaced(self, connect: Connect, target: Path, name: type) -> None:
@@ -90,8 +90,8 @@ class TestDownloadingARecording:
         self, connect: Connect, target: Path, opening: bytes
     ) -> None:
         body = opening + (b"ID3\x03" + MP3 if opening[:1] == b"I" else MP3)[len(opening) :]
-        answer = raw(chunks(opening, body[len(opening) :]), Content_Length=None, Transfer_Encoding="chunked")
-        with RawServer(answer) as server:
+        response = raw(chunks(opening, body[len(opening) :]), Content_Length=None, Transfer_Encoding="chunked")
+        with RawServer(response) as server:
             found = download(connect(server.url), "abc", target)
         assert found.is_mpeg
         assert target.read_bytes() == body
@@ -167,7 +167,7 @@ INVALID = [
 
 class TestARecordingThatDoesNotCome:
     @pytest.mark.parametrize(("fault", "error", "status", "code"), REFUSALS)
-    def test_the_answer_becomes_an_error_in_the_words_of_the_api(
+    def test_the_response_becomes_an_error_in_the_words_of_the_api(
         self,
         connect: Connect,
         target: Path,
@@ -192,12 +192,12 @@ class TestARecordingThatDoesNotCome:
         assert caught.value.detail == "Recording is too big"
 
     def test_a_call_that_the_api_does_not_know_is_not_found(self, connect: Connect, target: Path) -> None:
-        with Sandbox() as sandbox, pytest.raises(RecordingNotFoundError, match="/calls/abc/recording answered 404"):
+        with Sandbox() as sandbox, pytest.raises(RecordingNotFoundError, match="/calls/abc/recording returned 404"):
             download(connect(sandbox.url), "abc", target)
 
     @pytest.mark.parametrize("fault", NO_ANSWERS)
-    def test_no_answer_is_a_connection_error(self, connect: Connect, target: Path, fault: str) -> None:
-        with Sandbox() as sandbox, pytest.raises(AmplemarketConnectionError, match="no answer") as caught:
+    def test_no_response_is_a_connection_error(self, connect: Connect, target: Path, fault: str) -> None:
+        with Sandbox() as sandbox, pytest.raises(AmplemarketConnectionError, match="no response") as caught:
             download(connect(sandbox.url, timeout=0.2), f"abc--{fault}", target)
         assert caught.value.status is None
 
@@ -205,7 +205,7 @@ class TestARecordingThatDoesNotCome:
         sandbox = Sandbox()
         with sandbox:
             api = connect(sandbox.url)
-        with pytest.raises(AmplemarketConnectionError, match="no answer"):
+        with pytest.raises(AmplemarketConnectionError, match="no response"):
             download(api, "abc", target)
 
     @pytest.mark.parametrize(("fault", "message"), INVALID)
@@ -280,9 +280,9 @@ class TestARecordingThatDoesNotCome:
 
     @pytest.mark.parametrize("zone", ["GMT", "-0000"])
     def test_retry_after_may_be_a_date(self, connect: Connect, target: Path, zone: str) -> None:
-        moment = format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True).replace("GMT", zone)
+        date = format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True).replace("GMT", zone)
         with (
-            RawServer(raw(b"", 429, Retry_After=moment)) as server,
+            RawServer(raw(b"", 429, Retry_After=date)) as server,
             pytest.raises(RateLimitExceededError) as caught,
         ):
             download(connect(server.url), "abc", target)
@@ -311,7 +311,7 @@ class TestARecordingThatDoesNotCome:
         assert (caught.value.code, caught.value.title, caught.value.detail) == (None, None, None)
 
     @pytest.mark.parametrize(
-        "answer",
+        "response",
         [
             raw(problem(code="not_found"), 404, Content_Length="9999"),
             raw(gzip.compress(problem(code="not_found")), 404, Content_Encoding="gzip"),
@@ -319,9 +319,9 @@ class TestARecordingThatDoesNotCome:
         ids=["cut", "gzip"],
     )
     def test_the_status_decides_where_the_body_cannot_be_read(
-        self, connect: Connect, target: Path, answer: bytes
+        self, connect: Connect, target: Path, response: bytes
     ) -> None:
-        with RawServer(answer) as server, pytest.raises(RecordingNotFoundError) as caught:
+        with RawServer(response) as server, pytest.raises(RecordingNotFoundError) as caught:
             download(connect(server.url), "abc", target)
         assert caught.value.code is None
 
@@ -336,8 +336,8 @@ class TestARecordingThatDoesNotCome:
     def test_a_body_in_chunks_that_contradicts_its_length_is_invalid(
         self, connect: Connect, target: Path, declared: int
     ) -> None:
-        answer = raw(chunks(MP3), Content_Length=str(declared), Transfer_Encoding="chunked")
-        with RawServer(answer) as server, pytest.raises(InvalidRecordingError, match=f"declares {declared} bytes"):
+        response = raw(chunks(MP3), Content_Length=str(declared), Transfer_Encoding="chunked")
+        with RawServer(response) as server, pytest.raises(InvalidRecordingError, match=f"declares {declared} bytes"):
             download(connect(server.url), "abc", target)
         assert list(target.parent.iterdir()) == []
 
@@ -345,8 +345,8 @@ class TestARecordingThatDoesNotCome:
     def test_a_transfer_encoding_without_chunks_or_length_proves_nothing(
         self, connect: Connect, target: Path, encoding: str
     ) -> None:
-        answer = raw(MP3, Content_Length=None, Transfer_Encoding=encoding)
-        with RawServer(answer) as server, pytest.raises(InvalidRecordingError, match="neither a length nor chunks"):
+        response = raw(MP3, Content_Length=None, Transfer_Encoding=encoding)
+        with RawServer(response) as server, pytest.raises(InvalidRecordingError, match="neither a length nor chunks"):
             download(connect(server.url), "abc", target)
 
     def test_a_recording_that_declares_too_much_is_not_read(

@@ -51,9 +51,7 @@ class TestListingCalls:
         start, end = END - timedelta(days=2), END - timedelta(days=1)
         second = timedelta(seconds=1)
         edge = {"before": start - second, "first": start, "last": end - second, "after": end}
-        calls = make_calls(80, end=END, days=4) + [
-            make_call(id=name, start_date=moment) for name, moment in edge.items()
-        ]
+        calls = make_calls(80, end=END, days=4) + [make_call(id=name, start_date=date) for name, date in edge.items()]
         wanted = [call["id"] for call in calls if start <= datetime.fromisoformat(call["start_date"]) < end]
         assert {"first", "last"} < set(wanted)
         with Sandbox(calls=calls, order=order, honour_filters=honour_filters, page_size=9) as sandbox:
@@ -167,9 +165,9 @@ class TestListingCalls:
             found = [call["duration"] for call in connect(sandbox.url).iter_calls()]
         assert sorted(found) == [1, 2, 3]
 
-    @pytest.mark.parametrize("moment", [None, "", "yesterday", 1763640000, ["2026-11-20"], "2026-13-45", "9" * 80])
-    def test_a_call_whose_start_cannot_be_read_is_in_every_window(self, connect: Connect, moment: object) -> None:
-        row = {**make_call(id="undated", start_date=END), "start_date": moment}
+    @pytest.mark.parametrize("date", [None, "", "yesterday", 1763640000, ["2026-11-20"], "2026-13-45", "9" * 80])
+    def test_a_call_whose_start_cannot_be_read_is_in_every_window(self, connect: Connect, date: object) -> None:
+        row = {**make_call(id="undated", start_date=END), "start_date": date}
         with Sandbox(calls=[row, *make_calls(3, end=END)], honour_filters=False) as sandbox:
             found = ids(connect(sandbox.url).iter_calls(start=END + timedelta(days=1), end=END + timedelta(days=2)))
         assert found == ["undated"]
@@ -258,7 +256,7 @@ class TestListingCallsFromATroubledServer:
         sandbox = Sandbox()
         with sandbox:
             api = connect(sandbox.url)
-        with pytest.raises(AmplemarketConnectionError, match="no answer"):
+        with pytest.raises(AmplemarketConnectionError, match="no response"):
             list(api.iter_calls())
         assert len(api.waits) == 5
 
@@ -282,7 +280,7 @@ class TestListingCallsFromATroubledServer:
             "next-http",
         ],
     )
-    def test_an_answer_that_makes_no_sense_is_an_error_at_once(self, connect: Connect, fault: str) -> None:
+    def test_a_response_that_makes_no_sense_is_an_error_at_once(self, connect: Connect, fault: str) -> None:
         with Sandbox(calls=make_calls(30, end=END)) as sandbox:
             sandbox.list_faults.append(fault)
             api = connect(sandbox.url)
@@ -336,7 +334,7 @@ class TestListingCallsFromATroubledServer:
         with RawServer() as server:
             base = server.url + prefix
             link = {"next": {"href": href.format(url=base)}}
-            server.answers += [page({"id": "a"}, _links=link), page({"id": "b"})]
+            server.responses += [page({"id": "a"}, _links=link), page({"id": "b"})]
             assert ids(connect(base).iter_calls()) == ["a", "b"]
         assert server.paths == [f"{prefix}/calls", f"{prefix}/calls?page=2"]
 
@@ -389,13 +387,13 @@ class TestListingCallsFromATroubledServer:
 
     @pytest.mark.parametrize("body", [b"[" * 200_000, b"\xff\xfe", b"null", b"[]", b'{"calls": null}', b"{}"])
     def test_json_of_another_shape_is_an_error(self, connect: Connect, body: bytes) -> None:
-        with RawServer(raw(body)) as server, pytest.raises(AmplemarketAPIError, match="GET /calls: the answer"):
+        with RawServer(raw(body)) as server, pytest.raises(AmplemarketAPIError, match="GET /calls: the response"):
             list(connect(server.url).iter_calls())
 
     def test_a_wait_is_logged_without_the_key(self, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
         with Sandbox() as sandbox, caplog.at_level(logging.DEBUG):
             sandbox.list_faults.extend(["echo-key", "too-many-5"])
             list(connect(sandbox.url).iter_calls())
-        assert "asking again in 5 s" in caplog.text
+        assert "trying again in 5 s" in caplog.text
         assert "internal_server_error" in caplog.text
         assert KEY not in caplog.text

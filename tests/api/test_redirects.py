@@ -41,7 +41,7 @@ class TestRedirects:
     def test_another_host_never_gets_the_key_along_many_redirects(self, connect: Connect, target: Path) -> None:
         with RawServer() as server, RawServer(raw(b"", 302, Location="/files")) as other:
             port = other.url.rpartition(":")[2]
-            server.answers.append(raw(b"", 302, Location=f"http://localhost:{port}/files"))
+            server.responses.append(raw(b"", 302, Location=f"http://localhost:{port}/files"))
             with pytest.raises(AmplemarketAPIError, match="more than 5 redirects"):
                 download(connect(server.url), "abc", target)
         assert ["Authorization" in headers for _, headers in server.seen] == [True]
@@ -77,8 +77,8 @@ class TestRedirects:
         self, connect: Connect, target: Path, location: str, detours: int
     ) -> None:
         with RawServer() as server:
-            server.answers += [raw(b"", 302, Location="/calls/abc/detour")] * detours
-            server.answers += [raw(b"", 302, Location=location.format(url=server.url)), raw(MP3)]
+            server.responses += [raw(b"", 302, Location="/calls/abc/detour")] * detours
+            server.responses += [raw(b"", 302, Location=location.format(url=server.url)), raw(MP3)]
             with pytest.raises(AmplemarketAPIError, match="second permit") as caught:
                 download(connect(server.url), "abc", target)
         assert caught.value.status == 302
@@ -86,7 +86,7 @@ class TestRedirects:
 
     def test_another_host_cannot_lead_back_to_the_recording_endpoint(self, connect: Connect, target: Path) -> None:
         with RawServer() as server, RawServer(raw(b"", 302, Location=f"{server.url}/calls/abc/recording")) as away:
-            server.answers += [raw(b"", 302, Location=f"{away.url}/calls/abc/recording"), raw(MP3)]
+            server.responses += [raw(b"", 302, Location=f"{away.url}/calls/abc/recording"), raw(MP3)]
             with pytest.raises(AmplemarketAPIError, match="second permit"):
                 download(connect(server.url), "abc", target)
         assert (len(server.paths), len(away.paths)) == (1, 1)
@@ -97,8 +97,8 @@ class TestRedirects:
     ) -> None:
         blanks = bytes(64 * MIB)
         body = gzip.compress(blanks, 1) if encoding else blanks
-        answer = raw(body, 302, Location="/files/abc", Content_Encoding=encoding)
-        with RawServer(answer, raw(MP3)) as server:
+        response = raw(body, 302, Location="/files/abc", Content_Encoding=encoding)
+        with RawServer(response, raw(MP3)) as server:
             api = connect(server.url)
             tracemalloc.start()
             try:
@@ -156,13 +156,13 @@ class TestRedirects:
         assert caught.value.status == status
 
     @pytest.mark.parametrize("status", [401, 403, 404, 413, 429, 500])
-    def test_what_another_host_answers_says_nothing_of_the_key_or_the_call(
+    def test_what_another_host_responds_says_nothing_of_the_key_or_the_call(
         self, connect: Connect, target: Path, status: int
     ) -> None:
         with (
             RawServer(raw(problem(code="not_found"), status, Retry_After="60")) as away,
             RawServer(raw(b"", 302, Location=f"{away.url}/calls/abc/recording?signature=s3cret")) as server,
-            pytest.raises(AmplemarketAPIError, match=f"127.0.0.1, which answered {status}") as caught,
+            pytest.raises(AmplemarketAPIError, match=f"127.0.0.1, which returned {status}") as caught,
         ):
             download(connect(server.url), "abc", target)
         assert type(caught.value) is AmplemarketAPIError
@@ -174,8 +174,8 @@ class TestRedirects:
     def test_a_file_elsewhere_on_the_own_host_says_nothing_of_the_call(
         self, connect: Connect, target: Path, status: int
     ) -> None:
-        answers = raw(b"", 302, Location="/files/abc"), raw(problem(code="not_found"), status)
-        with RawServer(*answers) as server, pytest.raises(AmplemarketAPIError, match="/files/abc") as caught:
+        responses = raw(b"", 302, Location="/files/abc"), raw(problem(code="not_found"), status)
+        with RawServer(*responses) as server, pytest.raises(AmplemarketAPIError, match="/files/abc") as caught:
             download(connect(server.url), "abc", target)
         assert type(caught.value) is AmplemarketAPIError
         assert caught.value.status == status
@@ -184,8 +184,8 @@ class TestRedirects:
     def test_a_file_elsewhere_on_the_own_host_may_be_forbidden(
         self, connect: Connect, target: Path, status: int, error: type[AmplemarketAPIError]
     ) -> None:
-        answers = raw(b"", 302, Location="/files/abc"), raw(b"", status)
-        with RawServer(*answers) as server, pytest.raises(AmplemarketAPIError, match="/files/abc") as caught:
+        responses = raw(b"", 302, Location="/files/abc"), raw(b"", status)
+        with RawServer(*responses) as server, pytest.raises(AmplemarketAPIError, match="/files/abc") as caught:
             download(connect(server.url), "abc", target)
         assert type(caught.value) is error
 
@@ -194,12 +194,12 @@ class TestRedirects:
             pass
         with (
             RawServer(raw(b"", 302, Location=f"{away.url}/abc")) as server,
-            pytest.raises(AmplemarketConnectionError, match="no answer"),
+            pytest.raises(AmplemarketConnectionError, match="no response"),
         ):
             download(connect(server.url), "abc", target)
 
     @pytest.mark.parametrize(
-        "answer",
+        "response",
         [
             None,
             b"",
@@ -215,13 +215,13 @@ class TestRedirects:
         ],
     )
     def test_an_address_that_may_be_signed_is_in_no_traceback_and_no_log(
-        self, connect: Connect, target: Path, answer: bytes | None, caplog: pytest.LogCaptureFixture
+        self, connect: Connect, target: Path, response: bytes | None, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with RawServer(answer or b"") as away:
+        with RawServer(response or b"") as away:
             pass
         with ExitStack() as stack:
-            if answer is not None:
-                away = stack.enter_context(RawServer(answer))
+            if response is not None:
+                away = stack.enter_context(RawServer(response))
             location = f"{away.url}/files/s3cret.mp3?signature=s3cret"
             server = stack.enter_context(RawServer(raw(b"", 302, Location=location)))
             with pytest.raises(AmplemarketError) as caught:
@@ -230,11 +230,11 @@ class TestRedirects:
         assert "s3cret" not in everything_said(caught.value)
         assert "s3cret" not in caplog.text
 
-    def test_neither_is_one_whose_answer_is_malformed(
+    def test_neither_is_one_whose_response_is_malformed(
         self, connect: Connect, target: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        answer = raw(MP3).replace(b"\r\nConn", b"\r\nNo colon here\r\nConn")
-        with RawServer(answer) as away:
+        response = raw(MP3).replace(b"\r\nConn", b"\r\nNo colon here\r\nConn")
+        with RawServer(response) as away:
             location = f"{away.url}/files/s3cret.mp3?signature=s3cret"
             with RawServer(raw(b"", 302, Location=location)) as server:
                 download(connect(server.url), "abc", target)

@@ -105,7 +105,7 @@ def test_uses_the_real_api_with_a_key_and_never_shows_it(tmp_path: Path, key: st
     assert "the real one" in done.stdout
     assert asked == (5 if code == 0 else 0)
     if code:
-        assert "answered 401" in done.stdout
+        assert "returned 401" in done.stdout
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     shown = [done.stdout.encode(), done.stderr.encode(), *(path.read_bytes() for path in files)]
     assert not any(key.encode() in text for text in shown)

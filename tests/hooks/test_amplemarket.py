@@ -60,7 +60,7 @@ class TestAskingThroughTheHook:
             assert sorted(ids(found)) == sorted(wanted)
         assert parse_qs(sandbox.log[0].query)["user_id"] == [user]
 
-    def test_a_download_tells_that_it_was_answered_and_asks_whether_it_is_cancelled(
+    def test_a_download_reports_its_response_and_asks_whether_it_is_cancelled(
         self, connect: Connect, tmp_path: Path
     ) -> None:
         told: list[str] = []
@@ -72,10 +72,10 @@ class TestAskingThroughTheHook:
         with Sandbox(calls=[make_call(id="abc--large-3", start_date=END)]) as sandbox:
             hook = connect(sandbox.url)
             found = hook.download_recording(
-                "abc--large-3", str(tmp_path / "abc"), cancelled=cancelled, answered=lambda: told.append("answered")
+                "abc--large-3", str(tmp_path / "abc"), cancelled=cancelled, on_response=lambda: told.append("responded")
             )
         assert found.size == (tmp_path / "abc").stat().st_size == 3 * MIB
-        assert told == ["answered", "asked", "asked", "asked"]
+        assert told == ["responded", "asked", "asked", "asked"]
 
     def test_the_hook_as_it_is_waits_for_real(self, connect: Connect) -> None:
         with Sandbox() as sandbox:
@@ -114,7 +114,7 @@ class TestTestingTheConnection:
         with Sandbox() as sandbox:
             ok, message = connect(sandbox.url, "wrong-key").test_connection()
         assert not ok
-        assert message.startswith("AuthenticationError: GET /account-info answered 401 (unauthorized: ")
+        assert message.startswith("AuthenticationError: GET /account-info returned 401 (unauthorized: ")
         assert "wrong-key" not in message
         assert len(sandbox.log) == 1
 
@@ -124,11 +124,11 @@ class TestTestingTheConnection:
             hook = connect(sandbox.url)
         ok, message = hook.test_connection()
         assert not ok
-        assert message.startswith("AmplemarketConnectionError: GET /account-info: no answer")
+        assert message.startswith("AmplemarketConnectionError: GET /account-info: no response")
         assert hook.waits == []
 
     @pytest.mark.parametrize(
-        "answer",
+        "response",
         [
             raw(b"<html>"),
             raw(b"[]"),
@@ -141,8 +141,8 @@ class TestTestingTheConnection:
             b"",
         ],
     )
-    def test_an_answer_that_makes_no_sense_is_told(self, connect: Connect, answer: bytes) -> None:
-        with RawServer(answer) as server:
+    def test_a_response_that_makes_no_sense_is_told(self, connect: Connect, response: bytes) -> None:
+        with RawServer(response) as server:
             ok, message = connect(server.url).test_connection()
         assert not ok
         assert "GET /account-info" in message
@@ -180,7 +180,7 @@ class TestTestingTheConnection:
 
     @pytest.mark.parametrize("key", [KEY, 'quo"te-back\\slash-sl/ash-<tag>'])
     @pytest.mark.parametrize("escape", [True, False])
-    def test_an_answer_that_echoes_the_key_is_told_without_it(self, connect: Connect, key: str, escape: bool) -> None:
+    def test_a_response_that_echoes_the_key_is_told_without_it(self, connect: Connect, key: str, escape: bool) -> None:
         with RawServer(raw(echo(key, escape), 500)) as server:
             ok, message = connect(server.url, key).test_connection()
         assert not ok

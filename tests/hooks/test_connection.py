@@ -13,8 +13,7 @@ from airflow.providers.common.compat.sdk import Connection
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
-from airflow_provider_amplemarket.api.settings import Settings
-from airflow_provider_amplemarket.api.urls import DEFAULT_BASE_URL
+from airflow_provider_amplemarket.api.settings import DEFAULT_BASE_URL, Settings
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError, ConnectionNotDefinedError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.hooks.connection import settings_of

@@ -71,7 +71,7 @@ def hook(server: tuple[RawServer, Path], monkeypatch: pytest.MonkeyPatch) -> Amp
 
 
 def use(hook: AmplemarketHook, target: Path) -> tuple[str, str]:
-    """Ask for the list and for a recording, and answer with what errors."""
+    """Ask for the list and for a recording, and return the errors."""
     with pytest.raises(AmplemarketConnectionError) as listing:
         list(hook.iter_calls())
     with pytest.raises(AmplemarketConnectionError) as download:
@@ -107,7 +107,7 @@ def test_an_authority_of_ones_own_is_named_in_the_environment(
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(server[1]))
     assert list(hook.iter_calls()) == []
-    server[0].answers[:] = [raw(b"\xff\xfb\x90\x00" + bytes(400))]
+    server[0].responses[:] = [raw(b"\xff\xfb\x90\x00" + bytes(400))]
     assert hook.download_recording("abc", tmp_path / "abc").size == 404
     assert [headers["Authorization"] for _, headers in server[0].seen] == [f"Bearer {KEY}"] * 2
 
@@ -129,7 +129,7 @@ def test_a_server_with_an_international_name_gets_the_key(
     base = server[0].url.replace("127.0.0.1", name)
     connection = {"conn_type": "amplemarket", "host": base, "password": KEY}
     monkeypatch.setenv("AIRFLOW_CONN_AMPLEMARKET_DEFAULT", json.dumps(connection))
-    server[0].answers[:] = [
+    server[0].responses[:] = [
         page({"id": "a"}, _links={"next": {"href": f"{base}/calls?page=2"}}),
         page({"id": "b"}),
         raw(b"\xff\xfb\x90\x00" + bytes(400)),

@@ -63,7 +63,7 @@ class Hook:
         pass
 
     def download_recording(
-        self, call_id: str, target: Path, cancelled: Callable[[], bool], answered: Callable[[], None]
+        self, call_id: str, target: Path, cancelled: Callable[[], bool], on_response: Callable[[], None]
     ) -> Recording:
         with self._lock:
             self.asked.append(call_id)
@@ -74,7 +74,7 @@ class Hook:
             if isinstance(answer, Exception):
                 raise answer
             answer()
-            answered()
+            on_response()
             target.write_bytes(AUDIO)
         finally:
             with self._lock:

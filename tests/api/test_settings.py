@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_amplemarket.api.urls import is_loopback, origin, parse_base_url
+from airflow_provider_amplemarket.api.settings import is_loopback, origin, parse_base_url
 from airflow_provider_amplemarket.exceptions import AmplemarketConfigurationError
 
 
