@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox
+from dev.observed import ObservedAirflow, Row
 from tests.e2e import truth
-from tests.e2e.airflow import Airflow, Row
 from tests.e2e.conftest import API_KEY, LIMIT, PERIOD, connect
 
 pytestmark = pytest.mark.e2e
@@ -31,7 +31,7 @@ def clockwork() -> None:
 
 
 @pytest.fixture(scope="module")
-def account(airflow: Airflow) -> Iterator[Sandbox]:
+def account(airflow: ObservedAirflow) -> Iterator[Sandbox]:
     """Give an account that only this module uses."""
     with Sandbox(api_key=API_KEY, limit=LIMIT, period=PERIOD) as sandbox:
         connect(airflow, CONN_ID, sandbox, LIMIT, PERIOD)
@@ -48,7 +48,7 @@ class Smoke:
 
 
 @pytest.fixture(scope="module")
-def smoke(airflow: Airflow, account: Sandbox) -> Smoke:
+def smoke(airflow: ObservedAirflow, account: Sandbox) -> Smoke:
     """Let one run spend its quota and defer, and kill its process when it has come back."""
     start = datetime.now(UTC).replace(microsecond=0) - timedelta(days=3)
     quick = truth.add_calls(account, "quick", LIMIT, start)
