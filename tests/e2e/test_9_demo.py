@@ -15,7 +15,14 @@ import pytest
 
 from airflow_provider_amplemarket.sandbox import Sandbox, make_calls
 
+pytestmark = pytest.mark.e2e
+
 CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clockwork() -> None:
+    """Leave out what the rest of the suite runs beside all tests: the demo has an Airflow of its own."""
 
 
 def demo(home: Path, **env: str) -> subprocess.CompletedProcess[str]:
