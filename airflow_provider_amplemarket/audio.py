@@ -130,8 +130,9 @@ def _id3v2_length(data: bytes, position: int) -> int:
 def _last_tag_length(data: bytes) -> int:
     """Return the length of the ID3v1, APE or Lyrics3 tag at the end; 0 where there is none that is whole."""
     length = _announced_tag_length(data)
-    is_whole = length <= len(data)
-    return length if is_whole else 0
+    if length > len(data):
+        return 0
+    return length
 
 
 def _announced_tag_length(data: bytes) -> int:
@@ -142,7 +143,8 @@ def _announced_tag_length(data: bytes) -> int:
         return int.from_bytes(data[-20:-16], "little") + (32 if has_header else 0)
     if data.endswith(b"LYRICS200"):
         size = data[-15:-9]
-        return int(size) + 15 if size.isdigit() else 0
+        if size.isdigit():
+            return int(size) + 15
     if data.endswith(b"LYRICSEND"):
         # Where it does not begin, it is longer than the data.
         return len(data) - data.rfind(b"LYRICSBEGIN")

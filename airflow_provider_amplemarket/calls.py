@@ -36,6 +36,8 @@ def parse_datetime(text: object) -> pendulum.DateTime | None:
         return None
     try:
         parsed = pendulum.parse(text)
-        return parsed.in_timezone("UTC") if isinstance(parsed, pendulum.DateTime) else None
+        if isinstance(parsed, pendulum.DateTime):
+            return parsed.in_timezone("UTC")
     except (IndexError, OverflowError, TypeError, ValueError):  # pendulum 3.0 has an IndexError for "2026/"
-        return None
+        pass
+    return None

@@ -6,8 +6,8 @@ What can go wrong, as one tree.
     AmplemarketError
     ├── AmplemarketConfigurationError      a setting is wrong; the message names it (also a ValueError)
     │   └── ConnectionNotDefinedError      Airflow has no connection of this name
-    ├── AmplemarketAPIError                the API answered with something else than was asked for
-    │   ├── AmplemarketConnectionError     no answer: refused, timed out, cut
+    ├── AmplemarketAPIError                the API returned something else than was asked for
+    │   ├── AmplemarketConnectionError     no response: refused, timed out, cut
     │   ├── AuthenticationError            401; 403 for anything but a recording: the API key is refused
     │   ├── RecordingForbiddenError        403 for a recording
     │   ├── RecordingNotFoundError         404 for a recording
@@ -44,13 +44,11 @@ class ConnectionNotDefinedError(AmplemarketConfigurationError):
 
 class AmplemarketAPIError(AmplemarketError):
     """
-    Tell what the API answered instead of what was asked for.
+    The API returned something else than was asked for.
 
     :param message: what was asked for and what came back.
-    :param status: HTTP status of the answer, None where it is not the status that was wrong.
-    :param code: the API's own ``code``, for example ``not_found``; None where the body has none.
-    :param title: the API's own ``title``.
-    :param detail: the API's own ``detail``.
+    :param status: HTTP status of the response, None where it is not the status that was wrong.
+    :param code: the API's own ``code``, for example ``not_found``, as ``title`` and ``detail`` None where it has none.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class AmplemarketAPIError(AmplemarketError):
 
 
 class AmplemarketConnectionError(AmplemarketAPIError):
-    """There was no answer, or not a whole one: refused, timed out, cut."""
+    """There was no response, or not a whole one: refused, timed out, cut."""
 
 
 class AuthenticationError(AmplemarketAPIError):
@@ -101,11 +99,9 @@ class RateLimitExceededError(AmplemarketAPIError):
         message: str,
         *,
         retry_after: float | None = None,
-        code: str | None = None,
-        title: str | None = None,
-        detail: str | None = None,
+        **words: str | None,
     ) -> None:
-        super().__init__(message, status=429, code=code, title=title, detail=detail)
+        super().__init__(message, status=429, **words)
         self.retry_after = retry_after
 
 
@@ -118,9 +114,9 @@ class RequestAbortedError(AmplemarketError):
 
 class InvalidRecordingError(AmplemarketError):
     """
-    The API answered 200, but not with whole audio: cut short, empty, or text where audio should be.
+    The API returned 200, but not with whole audio: cut short, empty, or text where audio should be.
 
-    :param content_length: bytes that the answer promised, from ``Content-Length``; None where it does not say.
+    :param content_length: bytes that the response promised, from ``Content-Length``; None where it does not say.
     """
 
     def __init__(self, message: str, *, content_length: int | None = None) -> None:

@@ -167,7 +167,7 @@ def simulate(case: Case) -> Simulated:
                     bound(context, **arguments)
                 except TaskDeferred as deferral:
                     resumes += 1
-                    method, arguments = deferral.method_name, {"event": deferral.trigger.moment}
+                    method, arguments = deferral.method_name, {"event": deferral.trigger.fires_at}
                 worker_seconds += time.time() - began
                 if method:
                     clock.skip_to(arguments["event"])

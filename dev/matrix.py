@@ -28,7 +28,7 @@ QUOTA = {"LIMIT": "10", "PERIOD": "20"}
 #: Seconds after which a step is given up.
 PATIENCE = 1200
 #: What tests the checkout rather than the installed package.
-LEFT_OUT = ("test_demo.py", "test_docs.py", "test_wheel.py", "e2e", "__pycache__")
+LEFT_OUT = ("test_docs.py", "test_wheel.py", "e2e", "__pycache__")
 UV = (sys.executable, "-m", "uv")
 
 

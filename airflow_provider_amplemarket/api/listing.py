@@ -91,18 +91,30 @@ def iter_calls(client: Client, wanted: CallFilter) -> Iterator[dict[str, Any]]:
         for call, start_date in zip(page, start_dates, strict=True):
             if wanted.matches(call, start_date) and _is_new(call, seen):
                 yield call
-        older_in_a_row = older_in_a_row + 1 if _is_older(start_dates, wanted.start) else 0
-        has_only_older_pages = older_in_a_row == number
-        if older_in_a_row >= (OLDER_PAGES_FROM_THE_FIRST if has_only_older_pages else OLDER_PAGES):
+        if not _is_older(start_dates, wanted.start):
+            older_in_a_row = 0
+            continue
+        older_in_a_row += 1
+        if older_in_a_row >= _most_older(number, older_in_a_row):
             return
-        if has_only_older_pages and number == 1:
-            log.warning(
-                "The newest calls of the list are older than the window, which begins at %s. Where there were none "
-                "since, all is well; else calls that were logged late hide them, so up to %d pages are read. "
-                "Calls that lie still deeper can be named in call_ids",
-                wanted.start,
-                OLDER_PAGES_FROM_THE_FIRST,
-            )
+        if number == 1:
+            _warn_of_older_calls(wanted)
+
+
+def _most_older(number: int, older_in_a_row: int) -> int:
+    """Return after how many older pages in a row a listing ends, of which so many pages were read."""
+    has_only_older_pages = older_in_a_row == number
+    return OLDER_PAGES_FROM_THE_FIRST if has_only_older_pages else OLDER_PAGES
+
+
+def _warn_of_older_calls(wanted: CallFilter) -> None:
+    log.warning(
+        "The newest calls of the list are older than the window, which begins at %s. Where there were none "
+        "since, all is well; else calls that were logged late hide them, so up to %d pages are read. "
+        "Calls that lie still deeper can be named in call_ids",
+        wanted.start,
+        OLDER_PAGES_FROM_THE_FIRST,
+    )
 
 
 def _is_new(call: dict[str, Any], seen: set[str]) -> bool:

@@ -45,8 +45,9 @@ def open_storage(path: str, conn_id: str | None = None) -> ObjectStoragePath:
         )
     try:
         named = urlsplit(path).netloc.rpartition("@")[0]
-        if scheme not in _LOCAL and (conn_id or named):
-            _check_connection(path, conn_id, named)
+        wanted = conn_id or named
+        if wanted and scheme not in _LOCAL:
+            _check_connection(path, conn_id, wanted)
         # Before 3.2, Airflow prefers a None given here to the connection that the path names.
         given = {"conn_id": conn_id} if conn_id else {}
         storage = ObjectStoragePath(path, **given)
@@ -58,9 +59,8 @@ def open_storage(path: str, conn_id: str | None = None) -> ObjectStoragePath:
     return storage
 
 
-def _check_connection(path: str, conn_id: str | None, named: str) -> None:
+def _check_connection(path: str, conn_id: str | None, wanted: str) -> None:
     """Look for the connection here: some of Airflow's file systems go on without it, and are refused later."""
-    wanted = conn_id or named
     # Airflow 3 says that there is no such connection also when its API server merely had a hiccup.
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(AirflowNotFoundException),

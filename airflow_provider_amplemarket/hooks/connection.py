@@ -63,7 +63,7 @@ def settings_of(conn: Connection, *, name: str) -> Settings:
 def _settings_of(conn: Connection) -> Settings:
     api_key = _api_key(conn.password)
     numbers = _numbers(_extra(conn.extra))
-    host = (conn.host or "").strip()
+    host = _stripped(conn.host)
     return Settings(
         base_url=parse_base_url(host or DEFAULT_BASE_URL, conn.port, setting="the host"),
         api_key=api_key,
@@ -74,7 +74,7 @@ def _settings_of(conn: Connection) -> Settings:
 
 
 def _api_key(password: str | None) -> str:
-    key = (password or "").strip()
+    key = _stripped(password)
     if not key:
         raise AmplemarketConfigurationError("the password is empty; put the API key there")
     if not re.fullmatch(r"[\x21-\x7e]+", key):
@@ -82,6 +82,10 @@ def _api_key(password: str | None) -> str:
             "the password (the API key) has spaces or characters that no HTTP header can carry"
         )
     return key
+
+
+def _stripped(text: str | None) -> str:
+    return (text or "").strip()
 
 
 def _extra(text: str | None) -> dict[str, Any]:

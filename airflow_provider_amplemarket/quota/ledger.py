@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 VARIABLE_PREFIX = "amplemarket_quota__"
 
-#: How often it is tried to settle when the ledger does not say afterwards what was written.
+#: How often it is tried to settle when the ledger does not read afterwards as it was written.
 _ATTEMPTS = 5
 
 
@@ -66,17 +66,14 @@ class Ledger:
 
     :param conn_id: the connection whose API key the quota belongs to.
     :param limit: the quota.
-    :param answer_timeout: seconds after sending in which the answer has begun or the request has failed.
+    :param response_timeout: seconds after sending in which the response has begun or the request has failed.
     :param known_requests: requests of the last period that the archive knows of: the timestamp of each by its permit's
         id. They count, whether the ledger has them or not, and never twice.
     :param anonymous_requests: timestamps of such requests whose permits' ids are not known; they count when the ledger
         is missing.
     :param patience: seconds for which :meth:`report_and_acquire` may wait for other tasks.
     :param cancelled: whether the task is told to stop.
-    :param store: where the ledger is kept.
-    :param clock: the time in seconds since the epoch.
-    :param sleep: how to pause between tries.
-    :param monotonic: a clock in seconds that is never set.
+    :param clock: the time in seconds since the epoch; ``monotonic``, a clock that is never set.
     """
 
     def __init__(
@@ -84,7 +81,7 @@ class Ledger:
         *,
         conn_id: str,
         limit: RateLimit,
-        answer_timeout: float,
+        response_timeout: float,
         known_requests: Mapping[str, float] | None = None,
         anonymous_requests: Iterable[float] = (),
         patience: float = math.inf,
@@ -97,7 +94,7 @@ class Ledger:
         self.key = variable_name(conn_id)
         self.limit = limit
         self.clock = clock
-        self._horizon = PERMIT_VALIDITY + answer_timeout
+        self._horizon = PERMIT_VALIDITY + response_timeout
         self._known_requests = dict(known_requests or {})
         self._anonymous_requests = tuple(anonymous_requests)
         pause = Pause(sleep, cancelled)
@@ -174,7 +171,7 @@ class Ledger:
         self._unconfirmed.clear()
 
     def _write(self, text: str) -> LedgerError | None:
-        """Write the ledger; return why it may not say so afterwards, or another task can have written meanwhile."""
+        """Write the ledger; return why it may not read so afterwards, or another task can have written meanwhile."""
         if not self._lock.may_write:
             return self._lock.too_slow()
         try:
@@ -184,7 +181,9 @@ class Ledger:
         is_kept = self._store.get(self.key) == text
         if not self._lock.is_sure:
             return self._lock.too_slow()
-        return None if is_kept else self._not_kept()
+        if not is_kept:
+            return self._not_kept()
+        return None
 
     def _not_kept(self) -> LedgerError:
         cause = "Does a secrets backend or an environment variable set a Variable of that name?"
@@ -197,9 +196,8 @@ class Ledger:
     def _state(self, text: str | None, now: float) -> LedgerState:
         """Return the state at ``now``, with the known requests: a ledger may be lost, or replaced by an older one."""
         state = self._missing() if text is None else self._load(text, now)
-        known = self._known_requests.items()
-        unknown = {permit: timestamp for permit, timestamp in known if permit not in state.spent}
-        return state.with_spent(unknown).at(now, limit=self.limit, horizon=self._horizon)
+        state = replace(state, spent={**self._known_requests, **state.spent})
+        return state.at(now, limit=self.limit, horizon=self._horizon)
 
     def _missing(self) -> LedgerState:
         """Return the state where there is no ledger."""

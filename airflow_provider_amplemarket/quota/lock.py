@@ -45,7 +45,7 @@ RETRY_AFTER = 15.0
 SPREAD = 20.0
 #: How often a turn that was too slow is begun again.
 TRIES = 5
-#: What L says before anybody has taken the lock; also what an earlier edition let go with.
+#: What L is before anybody has taken the lock; also what an earlier edition let go with.
 FREE = "free"
 
 
@@ -56,11 +56,8 @@ class Lock:
     Inside, what is written goes through :meth:`write` while :attr:`may_write`, and what is read afterwards is to be
     relied on only while :attr:`is_sure`.
 
-    :param store: where the three Variables are.
-    :param key: what their names begin with.
-    :param pause: how to wait.
-    :param clock: the time in seconds since the epoch.
-    :param monotonic: a clock in seconds that is never set.
+    :param key: what the names of the three Variables begin with.
+    :param clock: the time in seconds since the epoch; ``monotonic``, a clock that is never set.
     :param patience: seconds for which to wait for others.
     """
 
@@ -85,13 +82,13 @@ class Lock:
         self._announced = ""
         self._began = -math.inf
         self._slow_turns = 0
-        #: The last turn of this task that L may say, when it is over, and whether D says so.
+        #: The last turn of this task that L may hold, when it is over, and whether that is in D.
         self._turn = ""
         self._over = -math.inf
         self._is_end_recorded = True
         #: When no copy of what this task has written into L, or inside, can be under way.
         self._landed = -math.inf
-        #: The turn of another task that L says, and when this task saw that first.
+        #: The turn of another task that L holds, and when this task saw that first.
         self._seen = ""
         self._seen_at = -math.inf
 
@@ -150,9 +147,9 @@ class Lock:
         return is_quick
 
     def too_slow(self) -> LedgerError:
-        """Return the error of Variables that answer too slowly."""
+        """Return the error of Variables that are too slow."""
         return LedgerError(
-            f"Airflow's Variables answer too slowly: the quota ledger ({self.key.removesuffix('__lock')}) could not be "
+            f"Airflow's Variables are too slow: the quota ledger ({self.key.removesuffix('__lock')}) could not be "
             f"read and written within {BEGIN:.0f} s, each write within a second. "
             "Look at the API server and at the secrets backends."
         )
@@ -191,7 +188,7 @@ class Lock:
         return is_quick
 
     def _record_end(self) -> None:
-        """Write into D when this task's last turn is over, where L may say that turn."""
+        """Write into D when this task's last turn is over, where L may hold that turn."""
         if self._is_end_recorded:
             return
         left = self._over - self._monotonic()
@@ -269,12 +266,7 @@ class Lock:
 
 @dataclass(frozen=True)
 class _View:
-    """
-    What a look at the lock has shown.
-
-    :param left: seconds until it is free, at most.
-    :param is_certain: whether it will take so long: the one who has it is not at work any more.
-    """
+    """In how many seconds, at most, the lock is free, and whether it is certain that it takes so long."""
 
     left: float
     is_certain: bool
@@ -289,7 +281,7 @@ def _dump(turn: str, **timestamps: float) -> str:
 
 
 def _load(text: str, name: str) -> tuple[str, float]:
-    """Return the turn that a text tells of, and the timestamp of that name; an earlier edition wrote the turn alone."""
+    """Return the turn in a text, and the timestamp of that name; an earlier edition wrote the turn alone."""
     try:
         data = json.loads(text)
         turn, timestamp = str(data["turn"]), float(data[name])

@@ -76,12 +76,7 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class Permit:
-    """
-    The right to send one request.
-
-    :param id: its entry in the ledger.
-    :param use_before: timestamp (seconds since the epoch) after which it must be given back instead of used.
-    """
+    """The right to send one request before a timestamp; later it must be given back. Its id is the ledger's entry."""
 
     id: str
     use_before: float
@@ -90,7 +85,7 @@ class Permit:
 @dataclass(frozen=True)
 class LedgerState:
     """
-    What the ledger says.
+    What the ledger holds.
 
     :param spent: for each permit's id the timestamp it counts from (seconds since the epoch).
     :param blocked_until: timestamp before which nothing is sent because the API refused a request; 0 for none.
@@ -158,11 +153,7 @@ class LedgerState:
 
     @classmethod
     def load(cls, text: str) -> LedgerState:
-        """
-        Return the state that JSON tells of.
-
-        :raises ValueError: when the text is not what :meth:`dump` writes.
-        """
+        """Return the state of a text that :meth:`dump` wrote; raise a ValueError for any other."""
         try:
             state = cls._parse(json.loads(text))
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError) as error:
@@ -182,11 +173,11 @@ class LedgerState:
 @dataclass
 class Report:
     """
-    What became of permits since the ledger was last told.
+    What became of permits since the last report.
 
     A permit that is neither answered nor unused keeps its careful entry: its request may have reached the API.
 
-    :param answered: for each permit whose answer has arrived, the timestamp at which it did.
+    :param answered: for each permit whose response has arrived, the timestamp at which it did.
     :param unused: permits whose request was never sent.
     :param refusals: for each request refused with 429, the ``Retry-After`` in seconds, or None.
     """
@@ -199,19 +190,14 @@ class Report:
         return any((self.answered, self.unused, self.refusals))
 
     def add(self, permit: Permit, *, was_sent: bool, answered_at: float | None = None) -> None:
-        """
-        Add what became of a permit.
-
-        :param was_sent: whether its request was sent, as far as anybody knows.
-        :param answered_at: when its answer arrived; None where none came.
-        """
+        """Add a permit, whether its request was sent, as far as anybody knows, and when the response arrived."""
         if not was_sent:
             self.unused.append(permit)
         elif answered_at is not None:
             self.answered[permit] = answered_at
 
     def add_refusal(self, retry_after: float | None) -> None:
-        """Add that the API refused a request, and the seconds it asks to wait; None where it does not say."""
+        """Add that the API refused a request, and the seconds that it asks to wait, if it does."""
         self.refusals.append(retry_after)
 
     @property
@@ -221,7 +207,7 @@ class Report:
 
     @property
     def retry_after(self) -> float | None:
-        """The longest wait that the API asks for; None where it does not say."""
+        """The longest wait that the API asks for, if it does."""
         return max((seconds for seconds in self.refusals if seconds is not None), default=None)
 
 
@@ -241,7 +227,6 @@ def settle(
     :param wanted: how many permits could be used right now.
     :param horizon: seconds after which the API has counted a request whose permit is granted now.
     :param now: the present timestamp in seconds since the epoch.
-    :param new_id: gives each new permit its id.
     :return: the new state, and the new permits, which it has already.
     """
     state = state.with_spent(report.answered_by_id).without(report.unused).without_past(now, limit)

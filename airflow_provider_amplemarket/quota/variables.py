@@ -1,8 +1,4 @@
-"""
-Airflow's Variables: what fails is tried again, and what is said to be missing is not believed at once.
-
-``docs/quota.md`` says what is relied on.
-"""
+"""Airflow's Variables: what fails is tried again, and what is missing is not believed at once. See docs/quota.md."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from airflow_provider_amplemarket.exceptions import AmplemarketError, LedgerErro
 #: Pauses in seconds between tries.
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 
-#: So many answers "there is no such Variable" in a row are believed. One is not: Airflow 3 gives the same answer
+#: So many responses in a row that there is no such Variable are believed. One is not: Airflow 3 gives the same one
 #: when its API server has a hiccup.
 _NOT_FOUND_BELIEVED = 3
 
@@ -44,11 +40,7 @@ class Store(Protocol):
 
 
 class VariableStore:
-    """
-    Keep texts in Airflow's Variables, which every worker sees.
-
-    :param description: what is said of the Variables in Airflow's UI.
-    """
+    """Keep texts in Airflow's Variables, which every worker sees."""
 
     def __init__(self, description: str = "Amplemarket's hourly quota. Do not edit.") -> None:
         self._description = description
@@ -72,12 +64,7 @@ class VariableStore:
 
 
 class Pause:
-    """
-    Wait, but no longer than a second after the task is told to stop.
-
-    :param sleep: how to sleep.
-    :param cancelled: whether the task is told to stop.
-    """
+    """Wait, but no longer than a second after the task is told to stop."""
 
     def __init__(
         self, sleep: Callable[[float], None] = time.sleep, cancelled: Callable[[], bool] = lambda: False
@@ -86,11 +73,7 @@ class Pause:
         self._cancelled = cancelled
 
     def __call__(self, seconds: float) -> None:
-        """
-        Wait so long.
-
-        :raises AmplemarketError: when the task is told to stop.
-        """
+        """Wait so long; raise an AmplemarketError when the task is told to stop."""
         while seconds > 0:
             if self._cancelled():
                 raise AmplemarketError("The task was told to stop")
@@ -102,11 +85,8 @@ class RetryingStore:
     """
     Try again where a store fails, and do not believe at once that something is missing.
 
-    :param store: where the texts are kept.
     :param proof: key of another text, which must be readable before one is believed to be missing; it is written
         where it is missing itself.
-    :param pause: how to pause between tries.
-    :param monotonic: a clock in seconds that is never set.
     """
 
     def __init__(

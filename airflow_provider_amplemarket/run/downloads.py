@@ -74,7 +74,9 @@ class Downloads:
     def pace(self) -> float:
         """Seconds from one response to the next, on average; 0 where there were less than two."""
         count = len(self._answered_at)
-        return (max(self._answered_at) - min(self._answered_at)) / (count - 1) if count > 1 else 0.0
+        if count < 2:
+            return 0.0
+        return (max(self._answered_at) - min(self._answered_at)) / (count - 1)
 
     def prepare(self) -> None:
         """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from airflow_provider_amplemarket.exceptions import (
-    AmplemarketAPIError,
     AmplemarketConnectionError,
     AmplemarketError,
     ArchiveError,
@@ -112,4 +111,5 @@ def is_outage(error: Exception) -> bool:
     """Return whether the API, not the recording, may be what is wrong."""
     if isinstance(error, AmplemarketConnectionError):
         return True
-    return isinstance(error, AmplemarketAPIError) and (error.status or 0) >= 500
+    status = getattr(error, "status", None)
+    return status is not None and status >= 500

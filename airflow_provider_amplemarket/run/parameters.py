@@ -23,7 +23,9 @@ def is_nothing(value: Any) -> bool:
 
 def read_text(value: Any) -> str | None:
     """Return a parameter as text; None for nothing."""
-    return None if is_nothing(value) else str(value).strip()
+    if is_nothing(value):
+        return None
+    return str(value).strip()
 
 
 def read_datetime(name: str, value: Any) -> pendulum.DateTime | None:

@@ -45,7 +45,7 @@ def open_ledger(plan: Plan, work: Work, *, patience: float) -> Ledger:
     return Ledger(
         conn_id=conn_id,
         limit=limit,
-        answer_timeout=work.hook.settings.deadline,
+        response_timeout=work.hook.settings.deadline,
         known_requests=by_permit,
         anonymous_requests=anonymous,
         patience=patience,

@@ -86,8 +86,9 @@ class Rules:
     def _of_earlier_runs(self, item: Item, now: datetime) -> Status:
         if item.entry.is_stored:
             return Status.ALREADY_STORED
-        is_pending = item.entry.is_orphaned or self._is_due(item, now)
-        return Status.PENDING if is_pending else item.sidecar.status or Status.PENDING
+        if item.entry.is_orphaned or self._is_due(item, now):
+            return Status.PENDING
+        return item.sidecar.status or Status.PENDING
 
     def _is_due(self, item: Item, now: datetime) -> bool:
         """Return whether a call that has a sidecar and no recording is to be asked for again."""

@@ -19,7 +19,7 @@ LONGEST_SLEEP = 30.0
 
 class QuotaTrigger(BaseTrigger):
     """
-    Fire once at a given time. It says once until when it waits and why, and asks nobody for anything.
+    Fire once at a given time. It logs once until when it waits and why, and asks nobody for anything.
 
     :param until: that time, as a timestamp (seconds since the epoch).
     :param reason: what is waited for.
@@ -31,7 +31,7 @@ class QuotaTrigger(BaseTrigger):
         self.reason = reason
 
     @property
-    def moment(self) -> pendulum.DateTime:
+    def fires_at(self) -> pendulum.DateTime:
         """That time as a datetime, in UTC."""
         return pendulum.from_timestamp(self.until)
 
@@ -42,7 +42,7 @@ class QuotaTrigger(BaseTrigger):
     @firing_when_interrupted
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and fire."""
-        until = self.moment.isoformat(timespec="seconds")
+        until = self.fires_at.isoformat(timespec="seconds")
         self.log.info("Waiting until %s: %s", until, self.reason)
         while (seconds := self.until - time.time()) > 0:
             await asyncio.sleep(min(seconds, LONGEST_SLEEP))

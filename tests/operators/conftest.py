@@ -137,7 +137,7 @@ class Bench:
                 rows = bound(self.context(ti), **arguments)
             except TaskDeferred as deferral:
                 deferrals += 1
-                moment = deferral.trigger.moment
+                moment = deferral.trigger.fires_at
                 method, memory = deferral.method_name, json.loads(json.dumps(deferral.kwargs or {}))
                 seconds = moment.timestamp() - time.time()
                 assert seconds < 30, f"no test waits for {seconds:.0f} s"

@@ -46,7 +46,7 @@ class TestQuota:
         ti = TaskInstance("run", 1, 1)
         with pytest.raises(TaskDeferred) as caught:
             bench.operator().execute(bench.context(ti))
-        until_trigger = caught.value.trigger.moment
+        until_trigger = caught.value.trigger.fires_at
         summary = ti.xcoms["summary"]
         assert (summary["stored"], summary["left"], summary["permits_spent"]) == (2, 3, 2)
         until = datetime.fromisoformat(summary["waiting_until"])
@@ -63,7 +63,7 @@ class TestQuota:
         with pytest.raises(TaskDeferred) as caught:
             bench.operator(max_concurrency=1).execute(bench.context(TaskInstance("run", 1, 1)))
         first, *_, last = [entry.answered or 0.0 for entry in sandbox.recording_requests()]
-        waited = caught.value.trigger.moment.timestamp() - RateLimit(3, 600).hold
+        waited = caught.value.trigger.fires_at.timestamp() - RateLimit(3, 600).hold
         assert last - first > 1.9
         assert first - 0.1 < waited < last - 0.5
 
@@ -87,7 +87,7 @@ class TestQuota:
         ti = TaskInstance("run", 1, 1)
         with pytest.raises(TaskDeferred) as caught:
             bench.operator(max_concurrency=1).execute(bench.context(ti))
-        assert caught.value.trigger.moment - datetime.now(UTC) > timedelta(seconds=590)
+        assert caught.value.trigger.fires_at - datetime.now(UTC) > timedelta(seconds=590)
         assert len(bench.sandbox.recording_requests()) == 1
         assert ti.xcoms["summary"]["left"] == 8
         assert bench.files() == []

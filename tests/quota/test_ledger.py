@@ -20,7 +20,7 @@ from airflow_provider_amplemarket.quota.lock import HOLD, SETTLE, TURN
 from airflow_provider_amplemarket.quota.rate import PERMIT_VALIDITY, LedgerState, RateLimit
 from airflow_provider_amplemarket.quota.variables import Store
 from dev.memory import MemoryStore
-from tests.quota.tools import ANSWER_TIMEOUT, HORIZON, HOUR, KEY, NONSENSE, NOW, Clock, acquire
+from tests.quota.tools import HORIZON, HOUR, KEY, NONSENSE, NOW, RESPONSE_TIMEOUT, Clock, acquire
 
 
 class DistortedStore(MemoryStore):
@@ -46,7 +46,7 @@ def open_ledger(
     return Ledger(
         conn_id="vendor",
         limit=limit,
-        answer_timeout=timeout,
+        response_timeout=timeout,
         known_requests=known_requests,
         anonymous_requests=anonymous_requests,
         store=store,
@@ -140,7 +140,7 @@ def test_nothing_is_written_where_nothing_changed(store: MemoryStore, clock: Clo
 
 
 def test_each_connection_has_its_own_ledger() -> None:
-    keys = {Ledger(conn_id=conn_id, limit=HOUR, answer_timeout=1).key for conn_id in ("one", "two")}
+    keys = {Ledger(conn_id=conn_id, limit=HOUR, response_timeout=1).key for conn_id in ("one", "two")}
     assert keys == {"amplemarket_quota__one", "amplemarket_quota__two"}
 
 
@@ -405,7 +405,7 @@ def test_a_garbled_ledger_waits_for_the_requests_that_are_still_under_way(clock:
     limit = RateLimit(1, 100)
     acquire(open_ledger(store, clock, limit), 1)
     # The task sends its request and dies; the API counts it as late as it may.
-    counted = NOW + ANSWER_TIMEOUT
+    counted = NOW + RESPONSE_TIMEOUT
     clock.now += 1
     store.text = "garbled"
     ledger = open_ledger(store, clock, limit)
@@ -542,7 +542,7 @@ def test_airflow_takes_no_text_of_the_ledger_for_a_secret(name: str, conn_id: st
     before = set(patterns)
     store = MaskingStore(masker)
     ledger = Ledger(
-        conn_id=conn_id, limit=HOUR, answer_timeout=1, store=store, clock=clock, sleep=clock.sleep, monotonic=clock
+        conn_id=conn_id, limit=HOUR, response_timeout=1, store=store, clock=clock, sleep=clock.sleep, monotonic=clock
     )
     for _ in range(200):
         acquire(ledger, 1)
@@ -610,7 +610,7 @@ def test_a_task_that_is_to_end_waits_for_no_store_that_hangs() -> None:
     ledger = Ledger(
         conn_id="vendor",
         limit=HOUR,
-        answer_timeout=ANSWER_TIMEOUT,
+        response_timeout=RESPONSE_TIMEOUT,
         store=store,
         clock=clock,
         sleep=clock.sleep,
@@ -646,7 +646,7 @@ def test_permits_that_were_written_and_given_to_nobody_are_given_back() -> None:
     ledger = Ledger(
         conn_id="vendor",
         limit=HOUR,
-        answer_timeout=ANSWER_TIMEOUT,
+        response_timeout=RESPONSE_TIMEOUT,
         patience=60.0,
         store=store,
         clock=clock,

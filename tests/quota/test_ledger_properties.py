@@ -59,13 +59,13 @@ class QuotaMachine(RuleBasedStateMachine):
     @initialize(
         requests=st.integers(1, 4),
         period=st.sampled_from([10.0, 60.0, 300.0]),
-        answer_timeout=st.sampled_from([1.0, 20.0, 100.0]),
+        response_timeout=st.sampled_from([1.0, 20.0, 100.0]),
         skews=st.tuples(fractions, fractions, fractions),
     )
-    def begin(self, requests: int, period: float, answer_timeout: float, skews: tuple[float, float, float]) -> None:
+    def begin(self, requests: int, period: float, response_timeout: float, skews: tuple[float, float, float]) -> None:
         self.limit = RateLimit(requests, period)
-        self.answer_timeout = answer_timeout
-        self.horizon = PERMIT_VALIDITY + answer_timeout
+        self.response_timeout = response_timeout
+        self.horizon = PERMIT_VALIDITY + response_timeout
         # The ledger's milliseconds take a little of the margin for clocks that do not agree.
         self.skews = [skew * (self.limit.hold - period - 0.002) for skew in skews]
         self.now = NOW
@@ -91,7 +91,7 @@ class QuotaMachine(RuleBasedStateMachine):
         return Ledger(
             conn_id="vendor",
             limit=self.limit,
-            answer_timeout=self.answer_timeout,
+            response_timeout=self.response_timeout,
             store=self.store,
             clock=lambda: self.shown(self.now) + self.skews[worker],
             sleep=self.sleep,
@@ -142,7 +142,7 @@ class QuotaMachine(RuleBasedStateMachine):
             if self.task.ledger.clock() > permit.use_before:
                 self.task.unused.append(permit)
                 continue
-            latest = self.now + latency * self.answer_timeout
+            latest = self.now + latency * self.response_timeout
             insort(self.counted, self.now + counted * (latest - self.now))
             request = Request(permit, None if answer == "none" else latest, answer == "refused")
             self.task.requests.append(request)

@@ -147,7 +147,7 @@ def test_a_late_copy_of_the_ledger_is_waited_for_by_its_own_task_and_by_the_next
 def test_variables_that_are_always_slow_are_named_as_the_cause() -> None:
     world = World()
     store = Scripted(world, {}, others=(QUICK / 2, QUICK / 2))
-    with pytest.raises(LedgerError, match="answer too slowly") as caught:
+    with pytest.raises(LedgerError, match="are too slow") as caught:
         acquire(open_ledger(world, store), 1)
     assert f"({KEY})" in str(caught.value)
 

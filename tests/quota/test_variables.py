@@ -92,7 +92,7 @@ def test_what_belongs_to_another_team_is_named_as_the_cause(monkeypatch: pytest.
 
     def open_ledger(team: str) -> Ledger:
         limit = RateLimit(5, 3600)
-        return Ledger(conn_id="teams", limit=limit, answer_timeout=1, store=TeamStore(team), sleep=waits.append)
+        return Ledger(conn_id="teams", limit=limit, response_timeout=1, store=TeamStore(team), sleep=waits.append)
 
     assert len(acquire(open_ledger("sales"), 3)) == 3
     with pytest.raises(LedgerError, match=r"amplemarket_quota__teams.* belong to the team .* take the team off"):
@@ -112,7 +112,7 @@ def test_a_missing_ledger_is_no_news_but_where_teams_may_take_it_away(
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", str(is_multi_team))
     limit = RateLimit(5, 3600)
-    ledger = Ledger(conn_id="teams", limit=limit, answer_timeout=1, store=MemoryStore(), sleep=lambda seconds: None)
+    ledger = Ledger(conn_id="teams", limit=limit, response_timeout=1, store=MemoryStore(), sleep=lambda seconds: None)
     acquire(ledger, 1)
     assert ("multi-team" in caplog.text) is is_multi_team
 

@@ -16,8 +16,8 @@ from airflow_provider_amplemarket.quota.rate import PERMIT_VALIDITY, Permit, Rat
 NOW = 1_800_000_000.0
 KEY = f"{VARIABLE_PREFIX}vendor"
 HOUR = RateLimit(50, 3600)
-ANSWER_TIMEOUT = 120.0
-HORIZON = PERMIT_VALIDITY + ANSWER_TIMEOUT
+RESPONSE_TIMEOUT = 120.0
+HORIZON = PERMIT_VALIDITY + RESPONSE_TIMEOUT
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 #: No permit comes free again while a world lasts.
 LIMIT = RateLimit(6, 1e6)
 #: Seconds after which a request has its answer, or gets none.
-ANSWER_TIMEOUT = 60.0
+RESPONSE_TIMEOUT = 60.0
 
 #: Airflow's client: seconds that it gives a request, and how often it sends one.
 CLIENT_TIMEOUT, CLIENT_ATTEMPTS = 5.0, 5
@@ -230,7 +230,7 @@ def open_ledger(world: World, store: Store, *, limit: RateLimit = LIMIT, ahead: 
     return Ledger(
         conn_id="vendor",
         limit=limit,
-        answer_timeout=ANSWER_TIMEOUT,
+        response_timeout=RESPONSE_TIMEOUT,
         store=store,
         clock=lambda: NOW + world.now + ahead,
         sleep=world.nap,

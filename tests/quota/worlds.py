@@ -23,7 +23,7 @@ from airflow_provider_amplemarket.exceptions import AmplemarketError
 from airflow_provider_amplemarket.quota.rate import PERMIT_VALIDITY, LedgerState, Permit, RateLimit
 from dev.memory import Killed
 from tests.quota.tools import KEY, NOW, acquire
-from tests.quota.virtual import ANSWER_TIMEOUT, LIMIT, Variables, World, open_ledger
+from tests.quota.virtual import LIMIT, RESPONSE_TIMEOUT, Variables, World, open_ledger
 
 #: Nobody waits longer than so many seconds for the next permit.
 LONGEST_WAIT = 300.0
@@ -279,7 +279,7 @@ class Task:
             self.unused.append(permit)
             return
         is_answered = chance.random() >= it.unanswered
-        takes = chance.uniform(0, chance.choice([1.0, ANSWER_TIMEOUT])) if is_answered else ANSWER_TIMEOUT
+        takes = chance.uniform(0, chance.choice([1.0, RESPONSE_TIMEOUT])) if is_answered else RESPONSE_TIMEOUT
         request = Request(
             permit,
             granted_at=permit.use_before - PERMIT_VALIDITY - NOW - self.ahead,

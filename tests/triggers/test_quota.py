@@ -47,7 +47,7 @@ def test_it_can_be_made_again_elsewhere() -> None:
     again = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
     assert isinstance(again, QuotaTrigger)
     assert (again.until, again.reason) == (1_800_000_000.5, REASON)
-    assert again.moment == datetime(2027, 1, 15, 8, 0, 0, 500_000, tzinfo=UTC)
+    assert again.fires_at == datetime(2027, 1, 15, 8, 0, 0, 500_000, tzinfo=UTC)
 
 
 def test_it_logs_one_line_and_fires_once(
@@ -59,7 +59,7 @@ def test_it_logs_one_line_and_fires_once(
     trigger = QuotaTrigger(until, REASON)
     (payload,) = asyncio.run(fire(trigger))
     assert time.time() >= until
-    assert datetime.fromisoformat(payload) == trigger.moment.replace(microsecond=0)
+    assert datetime.fromisoformat(payload) == trigger.fires_at.replace(microsecond=0)
     # Airflow before 3.2 logs by the standard library, which may show it, too; newer ones to the standard output.
     told = [record.getMessage() for record in caplog.records] or capsys.readouterr().out.splitlines()
     assert len(told) == 1
