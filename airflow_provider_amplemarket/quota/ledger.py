@@ -196,7 +196,7 @@ class Ledger:
     def _state(self, text: str | None, now: float) -> LedgerState:
         """Return the state at ``now``, with the known requests: a ledger may be lost, or replaced by an older one."""
         state = self._missing() if text is None else self._load(text, now)
-        state = replace(state, spent={**self._known_requests, **state.spent})
+        state = state.with_spent({**self._known_requests, **state.spent})
         return state.at(now, limit=self.limit, horizon=self._horizon)
 
     def _missing(self) -> LedgerState:

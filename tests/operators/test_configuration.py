@@ -78,7 +78,7 @@ class TestUserId:
         bench.start(*calls(3), call("too-old", 24 * 30))
         outcome = bench.run(user_id="nobody").ok
         assert outcome.counts() == {}
-        (line,) = [line for line in told() if "user_id" in line]
+        (line,) = [line for line in told() if "user_id=" in line]
         assert line.startswith("Of the 3 calls of the window that the API lists, none is of user_id='nobody'.")
 
     @pytest.mark.parametrize("fields", [{"external": True}, {"duration": 0}, {}])
@@ -87,14 +87,14 @@ class TestUserId:
     ) -> None:
         bench.start(call("hers", **user_fields("hedy"), **fields), call("his", **user_fields("grace")))
         bench.run(user_id=user_fields("hedy")["user_id"]).ok  # noqa: B018
-        assert not [line for line in told() if "user_id" in line]
+        assert not [line for line in told() if "user_id=" in line]
 
     def test_a_user_id_is_not_logged_for_a_window_without_calls(
         self, bench: Bench, told: Callable[[], list[str]]
     ) -> None:
         bench.start(call("too-old", 24 * 30))
         bench.run(user_id="nobody").ok  # noqa: B018
-        assert not [line for line in told() if "user_id" in line]
+        assert not [line for line in told() if "user_id=" in line]
 
     @pytest.mark.parametrize("honour_filters", [True, False])
     def test_a_user_id_that_is_a_number_is_read_as_text(self, bench: Bench, honour_filters: bool) -> None:
