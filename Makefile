@@ -26,9 +26,9 @@ test:                    ## what to run before each commit: the unit tests, then
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-smoke
 
-test-unit: .venv/ready   ## all but the whole Airflow, four at a time as most of them wait, with branch coverage
+test-unit: .venv/ready   ## all but the whole Airflow, four at a time as most of them wait; with CI=true, branch coverage
 	@AMPLEMARKET_TEST_STORES=local,moto $(BIN)/python -m pytest --ignore=tests/e2e \
-	  --numprocesses=4 --dist=worksteal --cov --cov-report=term
+	  --numprocesses=4 --dist=worksteal $(if $(CI),--cov --cov-report=term)
 
 test-smoke: .venv/ready  ## a whole Airflow on PostgreSQL that waits for the quota once and loses a task's process
 	@$(BIN)/python -m pytest $(SMOKE)
