@@ -32,8 +32,7 @@ def is_text(head: bytes) -> bool:
 
 
 class MpegFrames:
-    """
-    Follow the frames of MPEG audio through a stream of bytes, to know whether all of it is there.
+    """Follow the frames of MPEG audio through a stream of bytes, to know whether all of it is there.
 
     Each frame's header has the frame's length, so the last frame of a whole stream ends where the stream ends. A cut
     right between two frames is not noticed, and nothing is known of MPEG in the free format, which has no lengths.

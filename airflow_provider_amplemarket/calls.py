@@ -26,8 +26,7 @@ def start_of(call: Call) -> pendulum.DateTime | None:
 
 
 def parse_datetime(text: object) -> pendulum.DateTime | None:
-    """
-    Return a datetime in UTC.
+    """Return a datetime in UTC.
 
     :param text: ISO 8601, UTC where no zone is given.
     :return: None where it is anything else, or no text.

@@ -1,5 +1,4 @@
-"""
-What can go wrong, as one tree.
+"""What can go wrong, as one tree.
 
 ::
 
@@ -35,16 +34,14 @@ class AmplemarketConfigurationError(AmplemarketError, ValueError):
 
 
 class ConnectionNotDefinedError(AmplemarketConfigurationError):
-    """
-    Airflow has no such connection, or cannot tell just now.
+    """Airflow has no such connection, or cannot tell just now.
 
     Airflow 3.2 and 3.3 say the same in a task while their API server fails, so another try may help.
     """
 
 
 class AmplemarketAPIError(AmplemarketError):
-    """
-    The API returned something else than was asked for.
+    """The API returned something else than was asked for.
 
     :param message: what was asked for and what came back.
     :param status: HTTP status of the response, None where it is not the status that was wrong.
@@ -88,8 +85,7 @@ class RecordingTooLargeError(AmplemarketAPIError):
 
 
 class RateLimitExceededError(AmplemarketAPIError):
-    """
-    The API refused a request because its limit is reached (429).
+    """The API refused a request because its limit is reached (429).
 
     :param retry_after: seconds the API asks to wait, from ``Retry-After``; None where it does not say.
     """
@@ -113,8 +109,7 @@ class RequestAbortedError(AmplemarketError):
 
 
 class InvalidRecordingError(AmplemarketError):
-    """
-    The API returned 200, but not with whole audio: cut short, empty, or text where audio should be.
+    """The API returned 200, but not with whole audio: cut short, empty, or text where audio should be.
 
     :param content_length: bytes that the response promised, from ``Content-Length``; None where it does not say.
     """
@@ -129,8 +124,7 @@ class LedgerError(AmplemarketError):
 
 
 class LedgerBusyError(LedgerError):
-    """
-    Another task has the quota ledger for longer than this one may wait.
+    """Another task has the quota ledger for longer than this one may wait.
 
     :param until: timestamp (seconds since the epoch) at which it is worthwhile to try again.
     """

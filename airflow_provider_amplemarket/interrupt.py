@@ -1,5 +1,4 @@
-"""
-Ctrl-C during ``airflow dags test`` ends the run, and leaves nothing behind that holds the pool's slot.
+"""Ctrl-C during ``airflow dags test`` ends the run, and leaves nothing behind that holds the pool's slot.
 
 ``dags test`` runs the task, and the trigger that it defers to, in its own process, and lets a KeyboardInterrupt pass.
 In the trigger that leaves a task instance that is ``queued`` for good, as no scheduler ever queued it; in the operator
@@ -26,8 +25,7 @@ _Run = Callable[[Any], AsyncIterator[TriggerEvent]]
 
 @contextmanager
 def failing_when_interrupted(event: Any = None) -> Iterator[None]:
-    """
-    Fail the task for good when Ctrl-C stops it, or has stopped its trigger.
+    """Fail the task for good when Ctrl-C stops it, or has stopped its trigger.
 
     :param event: what the trigger has handed to the task.
     :raises AirflowFailException: when it was stopped.

@@ -43,8 +43,7 @@ def ensure_pool() -> None:
 
 
 def warn_of_dead_tasks() -> None:
-    """
-    Warn of every task instance that holds a slot though no scheduler has ever queued it; change nothing.
+    """Warn of every task instance that holds a slot though no scheduler has ever queued it; change nothing.
 
     ``airflow dags test`` leaves such a one where it is killed. No scheduler feels responsible for it: none looks for
     its heartbeat, none adopts it, and none resets it.

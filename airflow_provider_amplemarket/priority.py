@@ -1,5 +1,4 @@
-"""
-A rule for the weight of tasks, by which a run that is due now goes before the runs of a backfill.
+"""A rule for the weight of tasks, by which a run that is due now goes before the runs of a backfill.
 
 Airflow takes the task of the greatest weight first, and of equal ones that of the oldest run. All runs of a DAG have
 the same ``priority_weight``, so a daily run waits behind the whole backfill of its own DAG.
@@ -24,8 +23,7 @@ _DUE_IN_RUN_ID = re.compile(r"__(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+
 
 
 class RecentFirst(PriorityWeightStrategy):
-    """
-    The task's ``priority_weight``, less one for every hour that its run comes late.
+    """The task's ``priority_weight``, less one for every hour that its run comes late.
 
     A run that is made when it is due has its whole weight, as the tasks of other DAGs have; the runs of a backfill
     have less, the older the less. It is reckoned when Airflow makes the task instance, and again when it is cleared.

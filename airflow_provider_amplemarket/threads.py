@@ -18,8 +18,7 @@ _SLICE = 0.25
 
 
 class Workers:
-    """
-    Run jobs in threads, in the order in which they come.
+    """Run jobs in threads, in the order in which they come.
 
     :param count: how many threads.
     :param name: what they are called.
@@ -49,8 +48,7 @@ class Workers:
         return future
 
     def end(self, deadline: float) -> bool:
-        """
-        Let the threads end after the jobs that they have.
+        """Let the threads end after the jobs that they have.
 
         :param deadline: time of :func:`time.monotonic` at which no thread is waited for any longer.
         :return: whether all have ended.
@@ -69,8 +67,7 @@ class Workers:
 def each(
     function: Callable[[T], R], items: Iterable[T], *, threads: int, timeout: float, check: Callable[[], None]
 ) -> list[R]:
-    """
-    Return a function's results for all items, in their order; several run at once.
+    """Return a function's results for all items, in their order; several run at once.
 
     Where the waiting ends early, by whatever exception, nothing new is begun and what is under way is abandoned.
 

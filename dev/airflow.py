@@ -38,8 +38,7 @@ GRACE = 15.0
 
 
 class Airflow:
-    """
-    Airflow's four parts and its commands; the parts run for as long as the ``with`` block lasts.
+    """Airflow's four parts and its commands; the parts run for as long as the ``with`` block lasts.
 
     Everything listens on the loopback interface only.
 
@@ -89,8 +88,7 @@ class Airflow:
     # Commands
 
     def cli(self, *arguments: str, watch: WatchLine | None = None) -> str:
-        """
-        Run a command of Airflow, with its output in a log of its name, and return the output.
+        """Run a command of Airflow, with its output in a log of its name, and return the output.
 
         :param watch: is called with every line of the output.
         :raises StepError: when it fails.
@@ -190,8 +188,7 @@ class Airflow:
     # Health
 
     def check(self) -> None:
-        """
-        Check that no part has ended.
+        """Check that no part has ended.
 
         :raises StepError: when one has; with the end of its log.
         """
@@ -211,8 +208,7 @@ class Airflow:
         return False
 
     def wait(self, what: str, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
-        """
-        Wait until a condition returns something, and return that.
+        """Wait until a condition returns something, and return that.
 
         :param what: what is waited for, in a few words.
         :param condition: is called again and again.

@@ -18,8 +18,7 @@ def shown(path: Path) -> str:
 def airflow_environment(
     home: Path, database: str | None = None, settings: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """
-    Return the whole environment of a process with Airflow; it has nothing of another Airflow's.
+    """Return the whole environment of a process with Airflow; it has nothing of another Airflow's.
 
     :param home: the folder for everything that Airflow writes.
     :param database: the URL of the metadata database, as SQLAlchemy takes it; None for a file of SQLite in the home.

@@ -54,8 +54,7 @@ def _migrate(place: home.Home, airflow: Airflow) -> None:
 
 @contextmanager
 def running(place: home.Home, sandbox: Sandbox, port: int) -> Iterator[Airflow]:
-    """
-    Run the whole Airflow of a home until the end of the block, which begins when it is healthy.
+    """Run the whole Airflow of a home until the end of the block, which begins when it is healthy.
 
     :param port: where its UI should be; another one where that is taken.
     """

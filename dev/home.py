@@ -25,8 +25,7 @@ SANDBOX_KEY = "sandbox-key"
 
 @dataclass(frozen=True)
 class Home:
-    """
-    A folder with everything that belongs to one Airflow, its archive and its quota.
+    """A folder with everything that belongs to one Airflow, its archive and its quota.
 
     :param name: the folder's name.
     :param limit: requests in a period.
@@ -38,8 +37,7 @@ class Home:
     period: float
 
     def as_set(self) -> Home:
-        """
-        Return it with the quota that ``LIMIT`` and ``PERIOD`` set.
+        """Return it with the quota that ``LIMIT`` and ``PERIOD`` set.
 
         :raises SettingError: when they set none.
         """
@@ -62,8 +60,7 @@ class Home:
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        """
-        Have the home alone until the end of the block.
+        """Have the home alone until the end of the block.
 
         :raises StepError: when another process has it.
         """

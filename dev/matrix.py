@@ -1,5 +1,4 @@
-"""
-Test the wheel with every Airflow and every Python that it is for, each in an environment of its own.
+"""Test the wheel with every Airflow and every Python that it is for, each in an environment of its own.
 
 Without arguments: all members of the matrix whose Python is on this machine. Else: the named ones. ``ends`` names the
 oldest and the newest of them.
@@ -34,8 +33,7 @@ UV = (sys.executable, "-m", "uv")
 
 @dataclass(frozen=True)
 class Series:
-    """
-    Versions that are tested together.
+    """Versions that are tested together.
 
     :param name: what it is called.
     :param airflow: the version of Airflow.

@@ -21,8 +21,7 @@ _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass(frozen=True)
 class Function:
-    """
-    One function or method.
+    """One function or method.
 
     :param name: file and name.
     :param complexity: cyclomatic, by radon.

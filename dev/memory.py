@@ -23,8 +23,7 @@ def name_of(key: str) -> str:
 
 
 class MemoryStore:
-    """
-    Keep the Variables in memory, and let things happen.
+    """Keep the Variables in memory, and let things happen.
 
     An access takes no time, but something may happen before or after it; accesses are named like ``set lock``.
 

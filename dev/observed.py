@@ -35,8 +35,7 @@ SETTINGS = {
 
 
 class ObservedAirflow(Airflow):
-    """
-    Airflow with a new database, whose DAGs are known when it has started.
+    """Airflow with a new database, whose DAGs are known when it has started.
 
     :param home: an empty folder for everything that Airflow writes.
     :param postgres: the server of the metadata database.
@@ -78,8 +77,7 @@ class ObservedAirflow(Airflow):
     # REST
 
     def rest(self, method: str, path: str, body: Any = None) -> Any:
-        """
-        Send a request to the API server, and return the JSON of its response.
+        """Send a request to the API server, and return the JSON of its response.
 
         :param method: the HTTP method.
         :param path: what follows ``/api/v2``.

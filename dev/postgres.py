@@ -23,8 +23,7 @@ USER = "airflow"
 
 
 class Postgres:
-    """
-    Serve one empty database on a loopback port, for as long as the ``with`` block lasts.
+    """Serve one empty database on a loopback port, for as long as the ``with`` block lasts.
 
     A crash of the machine may cost it everything: it waits for no disk.
     """
@@ -56,8 +55,7 @@ class Postgres:
         self._stop()
 
     def rows(self, query: str, *values: object) -> list[dict[str, Any]]:
-        """
-        Return the rows that a query finds, in a transaction of its own.
+        """Return the rows that a query finds, in a transaction of its own.
 
         :param query: the SQL, with ``%s`` for each value.
         :param values: the values.

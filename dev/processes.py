@@ -40,8 +40,7 @@ def tail(text: str, lines: int = TAIL) -> str:
 def run_command(
     command: Sequence[str], log: Path, *, env: Mapping[str, str], cwd: Path, watch: Watch | None = None
 ) -> str:
-    """
-    Run a command, add its output to a log, and return the output.
+    """Run a command, add its output to a log, and return the output.
 
     :param watch: is called with every line of the output.
     :raises StepError: when the command fails; with the end of its output.
@@ -107,8 +106,7 @@ def signal_group(process: subprocess.Popen[str] | subprocess.Popen[bytes], numbe
 def run_server(
     command: Sequence[str], log: Path, port: int, *, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """
-    Run a server until the end of the block, which begins when something listens on its port.
+    """Run a server until the end of the block, which begins when something listens on its port.
 
     :param environment: variables that it has beside those of this process.
     """

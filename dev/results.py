@@ -34,8 +34,7 @@ def main(dag_id: str, conn_id: str, limit: RateLimit, archive: Path) -> None:
 
 
 def count_spent(state: LedgerState, archive: Path, limit: RateLimit, *, conn_id: str, now: float) -> int:
-    """
-    Count the permits of the last period, by the ledger and the sidecars.
+    """Count the permits of the last period, by the ledger and the sidecars.
 
     The ledger alone does not know: it forgets what is over, and by a period that may have been shorter then.
     """

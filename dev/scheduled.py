@@ -1,5 +1,4 @@
-"""
-Let a whole Airflow run the example DAG on its schedule, with a quota so small that the task defers.
+"""Let a whole Airflow run the example DAG on its schedule, with a quota so small that the task defers.
 
 The demo's ``airflow dags test`` knows neither scheduler nor triggerer; here both have their part.
 """

@@ -34,8 +34,7 @@ def main() -> int:
 
 
 def run(place: home.Home, port: int) -> None:
-    """
-    Run Airflow until a part of it ends.
+    """Run Airflow until a part of it ends.
 
     :raises StepError: when a part has ended.
     """

@@ -11,8 +11,7 @@ from typing import Any
 
 @dataclass
 class TaskInstance:
-    """
-    One try of a task.
+    """One try of a task.
 
     :param xcoms: what it has pushed, by key.
     """
@@ -37,8 +36,7 @@ class TaskInstance:
 
 
 def make_context(ti: TaskInstance, *, start: datetime, end: datetime, **changes: Any) -> Any:
-    """
-    Return the context of a scheduled run, which is due at the end of its data interval.
+    """Return the context of a scheduled run, which is due at the end of its data interval.
 
     :param start: the beginning of the data interval.
     :param end: its end.

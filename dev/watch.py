@@ -9,8 +9,7 @@ from typing import Any, Self
 
 
 class Watch:
-    """
-    Look at something again and again, in a thread of its own, for as long as the ``with`` block lasts.
+    """Look at something again and again, in a thread of its own, for as long as the ``with`` block lasts.
 
     :param look: returns what is seen.
     :param pause: seconds between two looks.

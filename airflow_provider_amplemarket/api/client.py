@@ -22,8 +22,7 @@ MAX_REDIRECTS = 5
 
 
 class Client:
-    """
-    Send requests to the API, in any number of threads.
+    """Send requests to the API, in any number of threads.
 
     :param settings: where the API is, and how it may be used.
     :param watchdog: ends the requests.
@@ -50,8 +49,7 @@ class Client:
         return text.replace(self.settings.api_key, "***")
 
     def get_json(self, url: str) -> dict[str, Any]:
-        """
-        Send one request and return the JSON object of the response, without the API key in case it is echoed.
+        """Send one request and return the JSON object of the response, without the API key in case it is echoed.
 
         :raises AmplemarketAPIError: when there is no response, or it is not a 200 with a JSON object.
         :raises RequestAbortedError: when everything was told to stop.
@@ -74,8 +72,7 @@ class Client:
         return data
 
     def open_recording(self, url: str) -> requests.Response:
-        """
-        Return the 200 for a recording, along redirects that are safe and cost no second permit.
+        """Return the 200 for a recording, along redirects that are safe and cost no second permit.
 
         To be called inside :meth:`watch`, which holds for reading the body, too.
 

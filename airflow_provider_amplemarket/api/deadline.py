@@ -1,5 +1,4 @@
-"""
-Requests that end: each at its deadline, and all of them when the task is told to stop.
+"""Requests that end: each at its deadline, and all of them when the task is told to stop.
 
 The time-out of a socket counts from one byte to the next, so a server that sends a byte a second holds a reader for as
 long as it likes. Here the connection is shut down from outside, which ends whatever waits for it: the TLS handshake,
@@ -107,8 +106,7 @@ class Watchdog:
 
     @contextmanager
     def watch(self, seconds: float) -> Iterator[Watch]:
-        """
-        Watch over the requests that this thread sends inside, one after another.
+        """Watch over the requests that this thread sends inside, one after another.
 
         :param seconds: the deadline, from now.
         :raises RequestAbortedError: when everything was told to stop.

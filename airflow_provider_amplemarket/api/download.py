@@ -30,8 +30,7 @@ _HEAD = 1024
 
 @dataclass(frozen=True)
 class Recording:
-    """
-    One recording as it was served.
+    """One recording as it was served.
 
     :param call_id: the call's id.
     :param size: bytes received.
@@ -76,8 +75,7 @@ def download_recording(
     cancelled: Callable[[], bool] | None = None,
     on_response: Callable[[], None] | None = None,
 ) -> Recording:
-    """
-    Stream the recording of a call into a local file, with one request and no retry.
+    """Stream the recording of a call into a local file, with one request and no retry.
 
     :param target: the file to write; it is removed again when the recording is not whole.
     :param cancelled: asked after every MiB; the download ends with an error once it returns True.

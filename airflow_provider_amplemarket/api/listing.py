@@ -76,8 +76,7 @@ class CallFilter:
 
 
 def iter_calls(client: Client, wanted: CallFilter) -> Iterator[dict[str, Any]]:
-    """
-    Yield every call that is wanted, once each, reading page after page as needed.
+    """Yield every call that is wanted, once each, reading page after page as needed.
 
     The API's own filters are asked for and not relied upon, nor is the order, newest first: reading ends once several
     pages in a row are older than the window by a clear margin.

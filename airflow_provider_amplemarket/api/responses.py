@@ -78,8 +78,7 @@ def redact(value: Any, secret: str) -> Any:
 
 
 def error_of(response: requests.Response, *, secret: str, of_recording: bool, key_name: str) -> AmplemarketAPIError:
-    """
-    Return the exception for a response of the API itself, after reading its body.
+    """Return the exception for a response of the API itself, after reading its body.
 
     :param secret: the API key, which the response may echo.
     :param of_recording: whether a recording was asked for, with or without redirects.
@@ -143,8 +142,7 @@ def _parse_date(text: str) -> float | None:
 
 
 class ClockSkew:
-    """
-    Bounds of this machine's clock minus the server's, closer with each response.
+    """Bounds of this machine's clock minus the server's, closer with each response.
 
     A response was dated between its request and its arrival here, and its ``Date`` (RFC 9110, 6.6.1) leaves out the
     fraction of the second. Bounds that contradict those before are taken alone: one of the clocks was set.
@@ -154,8 +152,7 @@ class ClockSkew:
         self._low, self._high = -math.inf, math.inf
 
     def note(self, headers: Mapping[str, str], sent_at: float, received_at: float) -> None:
-        """
-        Learn from the header of a response; it is ignored when it is not dated, or a cache kept it (``Age``).
+        """Learn from the header of a response; it is ignored when it is not dated, or a cache kept it (``Age``).
 
         :param sent_at: when the request was sent, by this machine's clock.
         :param received_at: when the header had arrived.

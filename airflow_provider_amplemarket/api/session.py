@@ -52,8 +52,7 @@ class _Adapter(HTTPAdapter):
 
 
 class Session(requests.Session):
-    """
-    Follow no redirect of its own accord, nor read the body of one.
+    """Follow no redirect of its own accord, nor read the body of one.
 
     :param settings: the API key, its host, the time-out and the deadline.
     :param watchdog: ends the requests; it gets those to watch that nobody watches yet.

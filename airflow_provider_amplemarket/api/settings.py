@@ -17,8 +17,7 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """
-    What a client of the API needs to know.
+    """What a client of the API needs to know.
 
     :param base_url: scheme, host, port and path prefix, as :func:`parse_base_url` returns it.
     :param api_key: the API key; never shown.
@@ -40,8 +39,7 @@ class Settings:
 
 
 def parse_base_url(text: str, port: int | None = None, *, setting: str = "base_url") -> str:
-    """
-    Return a base URL in its normal form: scheme, host, port and path prefix, without a slash at the end.
+    """Return a base URL in its normal form: scheme, host, port and path prefix, without a slash at the end.
 
     :param text: a URL or a host name; https is assumed where there is no scheme.
     :param port: the port, where the text has none.
@@ -102,8 +100,7 @@ def is_loopback(hostname: str | None) -> bool:
 
 
 def _dns_name(split: SplitResult) -> str | None:
-    """
-    Return the host's name in ASCII (``xn--…`` for an international one), as requests sends it.
+    """Return the host's name in ASCII (``xn--…`` for an international one), as requests sends it.
 
     :raises ValueError: when that cannot be done.
     """

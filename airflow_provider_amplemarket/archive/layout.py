@@ -49,8 +49,7 @@ class Place:
 
 
 class Layout:
-    """
-    Give every call its place, and find places among the keys that are there.
+    """Give every call its place, and find places among the keys that are there.
 
     :param key: a format string over the fields of a call, ``start_date`` being a datetime in UTC. It must
         contain ``{id}``, with some text between it and any other field, outside the braces. Of the other fields'

@@ -38,8 +38,7 @@ _WHOLE = frozenset({"file", "s3", "gs", "abfs"})
 
 @dataclass(frozen=True)
 class Digest:
-    """
-    What an object is found to be when it is read; its size is in bytes.
+    """What an object is found to be when it is read; its size is in bytes.
 
     :param is_whole: whether it is MPEG audio whose frames run to the end; nothing is known of other audio.
     """
@@ -59,8 +58,7 @@ class ObjectStore:
         self.is_aborted = False
 
     def abort(self) -> None:
-        """
-        Let everything that the archive is asked for, by whatever thread, end within a second with an ArchiveError.
+        """Let everything that the archive is asked for, by whatever thread, end within a second with an ArchiveError.
 
         What is under way is abandoned: an upload may still become visible, whole, and nothing is begun any more. This
         may be called from a signal's handler, and again; there is no way back.
@@ -97,8 +95,7 @@ class ObjectStore:
         return f"{self.root}/{key}" if key else self.root
 
     def timeout_option(self, seconds: float) -> dict[str, float]:
-        """
-        Return the option that limits a method of the file system in time.
+        """Return the option that limits a method of the file system in time.
 
         Some of the stores' clients would wait for ever for a server that falls silent. It is fsspec that ends them.
         """
@@ -111,8 +108,7 @@ class ObjectStore:
         return staging(temporary_parent())
 
     def list_sizes(self, folder: str) -> dict[str, int]:
-        """
-        Return the sizes of all objects in a folder, by key; what was listed before must have been forgotten.
+        """Return the sizes of all objects in a folder, by key; what was listed before must have been forgotten.
 
         :raises ArchiveError: when it cannot be listed.
         """
@@ -126,8 +122,7 @@ class ObjectStore:
         return sizes
 
     def digest(self, key: str) -> Digest:
-        """
-        Read an object once and return what it is.
+        """Read an object once and return what it is.
 
         :raises ArchiveError: when it cannot be read, or not in ten minutes.
         """
@@ -147,8 +142,7 @@ class ObjectStore:
         return bool(self.wait_for(lambda: self.fs.exists(self.full_name(key), **options), TIMEOUT))
 
     def wait_for(self, function: Callable[[], T], timeout: float) -> T:
-        """
-        Return a function's result, and wait for it no longer than the time-out, nor after :meth:`abort`.
+        """Return a function's result, and wait for it no longer than the time-out, nor after :meth:`abort`.
 
         :raises ArchiveError: when the task was told to stop.
         """

@@ -1,5 +1,4 @@
-"""
-The sidecar: the JSON object beside a recording that commits what became of its call.
+"""The sidecar: the JSON object beside a recording that commits what became of its call.
 
 Nothing else knows the names of its fields. A sidecar may be old, or edited by hand: what cannot be read counts as
 absent, and what is not known is kept.
@@ -61,8 +60,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """
-    What a sidecar says; absent fields are None. Its fields have the names of the JSON object's.
+    """What a sidecar says; absent fields are None. Its fields have the names of the JSON object's.
 
     :param start_date: when the call began.
     :param key: the recording's object, below the archive's root.

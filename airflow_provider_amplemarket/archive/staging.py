@@ -20,8 +20,7 @@ _LOCK = ".amplemarket-staging.lock"
 
 @contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """
-    Give a new private directory below ``parent``, and remove it and what killed tasks have left there.
+    """Give a new private directory below ``parent``, and remove it and what killed tasks have left there.
 
     A directory is alive as long as its task holds the lock in it; the kernel frees the lock of a dead one.
 
@@ -40,8 +39,7 @@ def staging(parent: Path) -> Iterator[Path]:
 
 
 def temporary_parent() -> Path:
-    """
-    Return a folder below the system's temporary one that belongs to this user alone.
+    """Return a folder below the system's temporary one that belongs to this user alone.
 
     :raises ArchiveError: when another user has it.
     """

@@ -30,8 +30,7 @@ _ATTEMPTS = 3
 
 
 def open_storage(path: str, conn_id: str | None = None) -> ObjectStoragePath:
-    """
-    Return the path, with a file system that can be used.
+    """Return the path, with a file system that can be used.
 
     :param path: a folder in a storage, as Airflow writes object-storage paths.
     :param conn_id: the storage's connection, an alternative to the user part of ``path``.

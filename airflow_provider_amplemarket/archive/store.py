@@ -20,8 +20,7 @@ from airflow_provider_amplemarket.calls import Call
 
 
 class Archive(ObjectStore):
-    """
-    Read and write one archive.
+    """Read and write one archive.
 
     :param path: its root, as Airflow writes object-storage paths.
     :param conn_id: the storage's connection, an alternative to the user part of ``path``.
@@ -34,8 +33,7 @@ class Archive(ObjectStore):
         self.layout = layout or Layout()
 
     def find(self, calls: Iterable[Call]) -> dict[str, Entry]:
-        """
-        Read what is there for calls: at their places, or where they lie if their date was not known at the time.
+        """Read what is there for calls: at their places, or where they lie if their date was not known at the time.
 
         :return: an entry for each call id, all of which must be plain tokens.
         """
@@ -48,8 +46,7 @@ class Archive(ObjectStore):
         return found
 
     def entries(self, places: Iterable[Place]) -> dict[str, Entry]:
-        """
-        Read what is there for the given places: one listing for each folder, and the sidecars.
+        """Read what is there for the given places: one listing for each folder, and the sidecars.
 
         :return: an entry for each audio key, also where there is nothing.
         """
@@ -62,8 +59,7 @@ class Archive(ObjectStore):
         return self._entries(places, sizes)
 
     def search(self, call_ids: Iterable[str]) -> dict[str, Entry]:
-        """
-        Look for calls whose place is not known, in one listing of the whole archive.
+        """Look for calls whose place is not known, in one listing of the whole archive.
 
         :return: an entry for each call id that was found.
         """
@@ -84,16 +80,14 @@ class Archive(ObjectStore):
         check_writable(self)
 
     def publish(self, local: Path, key: str, content_type: str) -> None:
-        """
-        Make a local file an object: all of it at once, or nothing. On a local archive the file is moved.
+        """Make a local file an object: all of it at once, or nothing. On a local archive the file is moved.
 
         :raises ArchiveError: when the storage does not take it.
         """
         publish(self, local, key, content_type)
 
     def write_sidecar(self, place: Place, sidecar: Sidecar, directory: Path) -> None:
-        """
-        Write a sidecar, which commits what it says; until it is published, it lies in the directory.
+        """Write a sidecar, which commits what it says; until it is published, it lies in the directory.
 
         :raises ArchiveError: when the storage does not take it.
         """

@@ -35,8 +35,7 @@ _PROTECTED = re.compile(
 
 
 def publish(objects: ObjectStore, local: Path, key: str, content_type: str) -> None:
-    """
-    Make a local file an object of the store: all of it at once, or nothing.
+    """Make a local file an object of the store: all of it at once, or nothing.
 
     Tries again where the storage fails for a short time. On a local archive the file is moved. Where an object of that
     name is there already and may not be overwritten, the same bytes are as good.

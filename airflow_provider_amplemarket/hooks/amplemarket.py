@@ -23,8 +23,7 @@ from airflow_provider_amplemarket.hooks.connection import read_connection, setti
 
 
 class AmplemarketHook(BaseHook):
-    """
-    Talk to Amplemarket's API.
+    """Talk to Amplemarket's API.
 
     :param amplemarket_conn_id: the Airflow connection (type ``amplemarket``) with base URL and API key.
     """
@@ -67,8 +66,7 @@ class AmplemarketHook(BaseHook):
 
     @cached_property
     def settings(self) -> Settings:
-        """
-        The connection's fields, checked.
+        """The connection's fields, checked.
 
         :raises AmplemarketConfigurationError: when a field is missing or malformed; the message names it.
         :raises ConnectionNotDefinedError: when Airflow has no such connection.
@@ -86,16 +84,14 @@ class AmplemarketHook(BaseHook):
 
     @property
     def clock_skew(self) -> float:
-        """
-        Seconds that this machine's clock is ahead of the API's at least; below 0, behind.
+        """Seconds that this machine's clock is ahead of the API's at least; below 0, behind.
 
         It comes from the ``Date`` of the responses so far; 0 before the first one, and where the clocks may agree.
         """
         return self._client.clock_skew.seconds
 
     def get_conn(self) -> requests.Session:
-        """
-        Return the session: bearer auth for the connection's host, a time-out and a deadline on every request.
+        """Return the session: bearer auth for the connection's host, a time-out and a deadline on every request.
 
         A body that is streamed by the caller has no deadline, and is not ended by :meth:`abort`.
         """
@@ -116,8 +112,7 @@ class AmplemarketHook(BaseHook):
         end: datetime | None = None,
         user_id: str | int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """
-        Yield every call with ``start <= start_date < end``, once each, reading page after page as needed.
+        """Yield every call with ``start <= start_date < end``, once each, reading page after page as needed.
 
         Calls without a readable ``start_date`` are yielded, too: nothing shows that they lie outside.
 
@@ -138,8 +133,7 @@ class AmplemarketHook(BaseHook):
         cancelled: Callable[[], bool] | None = None,
         on_response: Callable[[], None] | None = None,
     ) -> Recording:
-        """
-        Stream the recording of a call into a local file, with one request and no retry.
+        """Stream the recording of a call into a local file, with one request and no retry.
 
         :param call_id: the call's id.
         :param target: the file to write; it is removed again when the recording is not whole.
@@ -160,8 +154,7 @@ class AmplemarketHook(BaseHook):
         )
 
     def abort(self) -> None:
-        """
-        End every request under way, whatever it waits for, and refuse those that follow; for a task that must stop.
+        """End every request under way, whatever it waits for, and refuse those that follow; for a task that must stop.
 
         It may come from another thread or a signal's handler and does not raise. A new hook begins anew.
         """

@@ -48,8 +48,7 @@ def _is_not_defined(error: Exception) -> bool:
 
 
 def settings_of(conn: Connection, *, name: str) -> Settings:
-    """
-    Read the fields of a connection.
+    """Read the fields of a connection.
 
     :raises AmplemarketConfigurationError: when a field is missing or malformed; the message names it.
     """

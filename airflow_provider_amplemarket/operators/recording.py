@@ -51,8 +51,7 @@ _NOT_GIVEN: Any = object()
 
 
 class AmplemarketRecordingOperator(BaseOperator):
-    """
-    Archive the recordings of a window of calls in object storage, within the hourly quota of the API key.
+    """Archive the recordings of a window of calls in object storage, within the hourly quota of the API key.
 
     Each run is a reconciliation: it lists the window's calls, subtracts what is in the archive, and asks for the
     rest, oldest first, with one request for each recording. Where the quota is used up, it defers until there are
@@ -174,8 +173,7 @@ class AmplemarketRecordingOperator(BaseOperator):
             return self._archive_calls(context, {}, None)
 
     def execute_complete(self, context: Context, event: Any = None, named: str | None = None) -> list[dict[str, Any]]:
-        """
-        Archive what is still missing. Over the wait, only the figures of the summary are carried.
+        """Archive what is still missing. Over the wait, only the figures of the summary are carried.
 
         :param named: what was found of the calls of ``call_ids``.
         """
@@ -201,8 +199,7 @@ class AmplemarketRecordingOperator(BaseOperator):
             raise AirflowFailException(str(error)) from error
 
     def _reconcile(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
-        """
-        Plan, download, and wait until nothing is pending any more.
+        """Plan, download, and wait until nothing is pending any more.
 
         :param earlier: the summary of this try before it waited; empty if it has not.
         :param memory: what was found of the calls of ``call_ids`` before that.

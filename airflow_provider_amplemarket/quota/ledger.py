@@ -1,5 +1,4 @@
-"""
-The hourly quota: an exact sliding window that every task of one connection shares.
+"""The hourly quota: an exact sliding window that every task of one connection shares.
 
 A *permit* is the right to send one request to the recording endpoint. The *ledger* is one Airflow Variable per
 connection, with the timestamps that the permits of the last period count from. ``docs/quota.md`` explains how it is
@@ -39,8 +38,7 @@ _ATTEMPTS = 5
 
 
 def variable_name(conn_id: str) -> str:
-    """
-    Return the name of the Variable that has a connection's ledger.
+    """Return the name of the Variable that has a connection's ledger.
 
     Airflow takes a Variable whose name contains a sensitive word for a secret, and looks for all texts that it ever
     had in all that is logged. A ledger has many texts, so its name has a digest where the id has such a word.
@@ -58,8 +56,7 @@ def _is_secret(name: str) -> bool:
 
 
 class Ledger:
-    """
-    Hand out permits and remember them where every task sees them.
+    """Hand out permits and remember them where every task sees them.
 
     One task at a time should use a ledger; the pool sees to that. Where it does not (a pool of the wrong
     size, ``dag.test()``), a lock does, at the cost of some waiting.
@@ -123,8 +120,7 @@ class Ledger:
         return self._state(self._store.get(self.key), now).free_times(self.limit, now)
 
     def report_and_acquire(self, report: Report, wanted: int) -> list[Permit]:
-        """
-        Report what became of permits, and take up to ``wanted`` new ones, in one step.
+        """Report what became of permits, and take up to ``wanted`` new ones, in one step.
 
         :param report: what became of permits; where this raises an error, it is to be reported again.
         :param wanted: how many permits could be used right now.

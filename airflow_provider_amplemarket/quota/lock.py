@@ -1,5 +1,4 @@
-"""
-A lock among tasks that share nothing but Airflow's Variables: Lamport's fast mutual exclusion, with late writes.
+"""A lock among tasks that share nothing but Airflow's Variables: Lamport's fast mutual exclusion, with late writes.
 
 ``docs/quota.md`` explains the algorithm, why no two tasks are inside, and what the constants are made of. It calls the
 Variables N (``…__next``), L (``…__lock``) and D (``…__done``).
@@ -50,8 +49,7 @@ FREE = "free"
 
 
 class Lock:
-    """
-    Let one task at a time into a ``with`` block.
+    """Let one task at a time into a ``with`` block.
 
     Inside, what is written goes through :meth:`write` while :attr:`may_write`, and what is read afterwards is to be
     relied on only while :attr:`is_sure`.
@@ -103,8 +101,7 @@ class Lock:
         return self._monotonic() < self._began + TURN
 
     def __enter__(self) -> Self:
-        """
-        Take the lock.
+        """Take the lock.
 
         :raises LedgerBusyError: when that takes longer than this task may wait.
         :raises LedgerError: when the Variables cannot be read or written, or others do not let go.
@@ -132,8 +129,7 @@ class Lock:
             self._record_end_if_quick()
 
     def write(self, key: str, text: str) -> bool:
-        """
-        Write inside, unless it is too late for that, and return whether it was quick.
+        """Write inside, unless it is too late for that, and return whether it was quick.
 
         :raises LedgerError: when that fails.
         """

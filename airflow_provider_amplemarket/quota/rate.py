@@ -15,8 +15,7 @@ PERMIT_VALIDITY = 30.0
 
 @dataclass(frozen=True)
 class RateLimit:
-    """
-    So many requests in any period of time.
+    """So many requests in any period of time.
 
     :param requests: requests allowed in a period, at least 1.
     :param period: length of the period in seconds.
@@ -32,16 +31,14 @@ class RateLimit:
 
     @property
     def hold(self) -> float:
-        """
-        Seconds for which a spent permit is held: the period, and a margin for clocks that do not quite agree.
+        """Seconds for which a spent permit is held: the period, and a margin for clocks that do not quite agree.
 
         The margin is a second, and for periods of less than 100 seconds a hundredth of the period.
         """
         return self.period + min(1.0, self.period / 100)
 
     def free_times(self, spent: Iterable[float], now: float) -> list[float]:
-        """
-        Return when the next ``requests`` permits become free, sorted, none before ``now``.
+        """Return when the next ``requests`` permits become free, sorted, none before ``now``.
 
         :param spent: the timestamps that the permits of the last period count from.
         :param now: the present timestamp, on the same clock, in seconds.
@@ -59,8 +56,7 @@ class RateLimit:
         return ahead[0]
 
     def next_wakeup(self, free_times: list[float], backlog: int, pace: float = 0.0) -> float:
-        """
-        Return when to come back for permits.
+        """Return when to come back for permits.
 
         That is later than the first permit becomes free where a tenth of a period more gives several; but not later
         than ``backlog`` needs, and no permit is waited for that becomes free by the time it is its turn.
@@ -84,8 +80,7 @@ class Permit:
 
 @dataclass(frozen=True)
 class LedgerState:
-    """
-    What the ledger holds.
+    """What the ledger holds.
 
     :param spent: for each permit's id the timestamp it counts from (seconds since the epoch).
     :param blocked_until: timestamp before which nothing is sent because the API refused a request; 0 for none.
@@ -106,8 +101,7 @@ class LedgerState:
         return replace(self, spent={permit: timestamp for permit, timestamp in self.spent.items() if permit not in ids})
 
     def at(self, now: float, *, limit: RateLimit, horizon: float) -> LedgerState:
-        """
-        Return the state as it stands at ``now``: without what is over.
+        """Return the state as it stands at ``now``: without what is over.
 
         What lies further ahead than an honest writer can put it was written before the clock was set back;
         it is brought down, so that it is held for one period more at most.
@@ -172,8 +166,7 @@ class LedgerState:
 
 @dataclass
 class Report:
-    """
-    What became of permits since the last report.
+    """What became of permits since the last report.
 
     A permit that is neither answered nor unused keeps its careful entry: its request may have reached the API.
 
@@ -221,8 +214,7 @@ def settle(
     now: float,
     new_id: Callable[[], str],
 ) -> tuple[LedgerState, list[Permit]]:
-    """
-    Take a report into the state, and grant permits. This is all that a ledger decides, without any I/O.
+    """Take a report into the state, and grant permits. This is all that a ledger decides, without any I/O.
 
     :param wanted: how many permits could be used right now.
     :param horizon: seconds after which the API has counted a request whose permit is granted now.

@@ -82,8 +82,7 @@ class Pause:
 
 
 class RetryingStore:
-    """
-    Try again where a store fails, and do not believe at once that something is missing.
+    """Try again where a store fails, and do not believe at once that something is missing.
 
     :param proof: key of another text, which must be readable before one is believed to be missing; it is written
         where it is missing itself.
@@ -106,8 +105,7 @@ class RetryingStore:
         self.is_quick = True
 
     def get(self, key: str) -> str | None:
-        """
-        Return the stored text, None once it is certain that there is none.
+        """Return the stored text, None once it is certain that there is none.
 
         :raises LedgerError: when the store cannot be read.
         """
@@ -138,8 +136,7 @@ class RetryingStore:
             return None
 
     def set(self, key: str, text: str, *, unless: Callable[[], bool] = lambda: False) -> bool:
-        """
-        Store the text, and return whether that was quick: if not, copies of it may arrive later.
+        """Store the text, and return whether that was quick: if not, copies of it may arrive later.
 
         :param unless: whether it is too late to write; called before each try.
         :raises LedgerError: when the store does not take it.

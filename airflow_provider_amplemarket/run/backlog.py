@@ -37,8 +37,7 @@ class Backlog:
         self._items.appendleft(item)
 
     def take(self, count: int) -> tuple[list[Item], list[tuple[Item, Status]]]:
-        """
-        Take the next calls, at most so many, that are still to be asked for.
+        """Take the next calls, at most so many, that are still to be asked for.
 
         :return: the calls; and those that were looked up again, with their status by now.
         :raises ArchiveError: when the archive cannot be listed.

@@ -11,8 +11,7 @@ _LOOK = 0.25
 
 
 class CircuitBreaker:
-    """
-    Let only so many requests be undecided at once that no more than a limit of them can fail in a row.
+    """Let only so many requests be undecided at once that no more than a limit of them can fail in a row.
 
     Failures are of several kinds, each decided at its own time: whether there is a response, and whether all ends
     well. With a limit of ten, ten requests may be undecided; once one has failed, nine; and when ten have failed, with
@@ -38,8 +37,7 @@ class CircuitBreaker:
         return self._is_open
 
     def enter(self, is_wanted: Callable[[], bool]) -> Request | None:
-        """
-        Wait until one more request may be sent.
+        """Wait until one more request may be sent.
 
         :param is_wanted: asked again and again while waiting; whether the request is still to be sent.
         :return: the request, of which all is undecided; None when it must not be sent.

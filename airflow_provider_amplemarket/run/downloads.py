@@ -40,8 +40,7 @@ _LOOK = 0.25
 
 
 class Downloads:
-    """
-    Ask for the pending recordings of a plan as long as the quota gives permits.
+    """Ask for the pending recordings of a plan as long as the quota gives permits.
 
     The ledger is used by the calling thread alone; the threads here use neither it nor anything of Airflow.
 
@@ -79,8 +78,7 @@ class Downloads:
         return (max(self._answered_at) - min(self._answered_at)) / (count - 1)
 
     def prepare(self) -> None:
-        """
-        Do what needs no permit: commit orphaned audio, and see that the archive can be written.
+        """Do what needs no permit: commit orphaned audio, and see that the archive can be written.
 
         :raises ArchiveError: when it cannot.
         :raises AmplemarketError: when the task is told to stop.
@@ -91,8 +89,7 @@ class Downloads:
             self.work.archive.check_writable()
 
     def run(self) -> None:
-        """
-        Archive what is pending; what is still pending afterwards had no permit.
+        """Archive what is pending; what is still pending afterwards had no permit.
 
         A task that is told to stop leaves within seconds, and leaves behind what hangs: that writes nothing any more.
 
@@ -136,8 +133,7 @@ class Downloads:
 
     @property
     def _room(self) -> int:
-        """
-        How many permits can be used now.
+        """How many permits can be used now.
 
         As many as are downloaded wait with their permits, or are published, so that no download waits for the ledger.
         Once something has stopped the run, what is under way ends first and is reported together.

@@ -37,8 +37,7 @@ _STATUSES: dict[type[Exception], Status] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """
-    What became of one permit.
+    """What became of one permit.
 
     :param item: the call, with what the archive has of it now; ``before``, with what it had.
     :param status: of the call; ``PENDING`` where nothing was learned of it.
@@ -73,8 +72,7 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Fetcher:
-    """
-    Download recordings and take them into the archive, in any number of threads.
+    """Download recordings and take them into the archive, in any number of threads.
 
     :param clock: the time in seconds since the epoch, as the permits have it.
     :param downloads: lets so many download at once; others publish meanwhile.
@@ -86,8 +84,7 @@ class Fetcher:
     downloads: threading.Semaphore
 
     def fetch(self, item: Item, permit: Permit, directory: Path) -> Outcome:
-        """
-        Spend a permit: ask for the recording, and archive it or put on record why not.
+        """Spend a permit: ask for the recording, and archive it or put on record why not.
 
         What goes wrong with the request is put on record before the next one is sent, lest an outage eat them.
         """

@@ -46,8 +46,7 @@ class Failures:
             self._failures.append(_Failure(outcome.before, outcome.item, is_of_store))
 
     def give_up(self, judge: Judge, archived: int, directory: Path) -> list[tuple[Item, Status]]:
-        """
-        Give up those that have failed for long enough, unless it may be the API, the key or the store that fails.
+        """Give up those that have failed for long enough, unless it may be the API, the key or the store that fails.
 
         :param archived: how many recordings the run has archived.
         :return: those given up, with their status.

@@ -15,8 +15,7 @@ from airflow_provider_amplemarket.calls import Call, is_plain_id
 
 @dataclass
 class NamedCalls:
-    """
-    Find calls of which little more than the id is known: in the archive first, and the rest in the API's list.
+    """Find calls of which little more than the id is known: in the archive first, and the rest in the API's list.
 
     What was found is remembered. To look again, also after a wait, takes no search of the archive, and no more
     pages of the list than it takes to find again what is still missing.
@@ -49,8 +48,7 @@ class NamedCalls:
         )
 
     def find(self, archive: Archive, listing: Iterator[Call], is_pending: Callable[[Item], bool]) -> list[Item]:
-        """
-        Look for the calls.
+        """Look for the calls.
 
         :param archive: where to look first.
         :param listing: the API's list, newest first; read no further than needed.

@@ -17,8 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def commit_orphans(plan: Plan, work: Work) -> Plan:
-    """
-    Write the sidecars of orphaned audio, which saves the permits of asking for it again; return the plan after that.
+    """Write the sidecars of orphaned audio, which saves the permits of asking for it again; return the plan after that.
 
     Audio is published whole or not at all. What is not seen to be whole all the same, by its frames and by the length
     on record, is asked for again.

@@ -29,8 +29,7 @@ def read_text(value: Any) -> str | None:
 
 
 def read_datetime(name: str, value: Any) -> pendulum.DateTime | None:
-    """
-    Return a parameter in UTC; None for nothing.
+    """Return a parameter in UTC; None for nothing.
 
     :raises AmplemarketConfigurationError: when it is no datetime.
     """
@@ -48,8 +47,7 @@ def read_datetime(name: str, value: Any) -> pendulum.DateTime | None:
 
 
 def check_parameters(task: Any) -> None:
-    """
-    Refuse parameters of an operator that cannot work.
+    """Refuse parameters of an operator that cannot work.
 
     :raises AmplemarketConfigurationError: when one is wrong; the message names it, and the task.
     """
@@ -81,8 +79,7 @@ def _check_duration(name: str, value: Any) -> None:
 
 
 def read_call_ids(value: Any) -> dict[str, Any]:
-    """
-    Read ``call_ids``: ids or rows, from a list, an XCom result, or the text of either.
+    """Read ``call_ids``: ids or rows, from a list, an XCom result, or the text of either.
 
     :return: for each id the ``start_date`` that came with it; None where there was none.
     :raises AmplemarketConfigurationError: when it has anything else.

@@ -33,8 +33,7 @@ _LATEST = datetime.max.replace(tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Plan:
-    """
-    What is with every call that a run looks at.
+    """What is with every call that a run looks at.
 
     :param items: the wanted calls by id, and ``statuses`` their status.
     :param skipped: how many calls are not wanted, by status.
@@ -65,8 +64,7 @@ class Plan:
 
     @property
     def pending(self) -> list[Item]:
-        """
-        What is to be asked for: first what never was, last what has failed.
+        """What is to be asked for: first what never was, last what has failed.
 
         Of those that were never asked for, the oldest comes first, because old calls drop out of the API's list first;
         of the others, the one that has waited longest, so that those at which a run stops do not keep it from the rest

@@ -35,8 +35,7 @@ def limit_of(hook: AmplemarketHook) -> RateLimit:
 
 
 def open_ledger(plan: Plan, work: Work, *, patience: float) -> Ledger:
-    """
-    Open the ledger, with the requests of the last period that the plan's sidecars know.
+    """Open the ledger, with the requests of the last period that the plan's sidecars know.
 
     :param patience: seconds for which others that have the ledger are waited for.
     """
@@ -54,8 +53,7 @@ def open_ledger(plan: Plan, work: Work, *, patience: float) -> Ledger:
 
 
 def known_requests(items: Iterable[Item], conn_id: str, *, hold: float) -> tuple[dict[str, float], list[float]]:
-    """
-    Return the timestamps of the last requests that sidecars know: those with a permit by its id, and the others.
+    """Return the timestamps of the last requests that sidecars know: those with a permit by its id, and the others.
 
     :param conn_id: only requests of this connection.
     :param hold: seconds for which a request counts.
@@ -97,8 +95,7 @@ def warn_of_skew(skew: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Pause:
-    """
-    A wait. All times are timestamps: seconds since the epoch.
+    """A wait. All times are timestamps: seconds since the epoch.
 
     :param scarce: what will be free again, and ``reason`` why it is not.
     :param earliest: when there can be permits again.
@@ -114,8 +111,7 @@ class Pause:
 
     @classmethod
     def of_quota(cls, plan: Plan, ledger: Ledger, pace: float) -> Pause:
-        """
-        Wait for the quota.
+        """Wait for the quota.
 
         :param pace: seconds from one request to the next, in the last burst.
         """
@@ -135,8 +131,7 @@ class Pause:
         return cls(scarce="ledger", reason=str(busy).rstrip("."), earliest=until, until=until)
 
     def within(self, max_wait: timedelta | None, started_at: str, plan: Plan) -> float:
-        """
-        Return when to come back.
+        """Return when to come back.
 
         :param max_wait: how long after ``started_at`` a try may still wait; None for as long as it takes.
         :raises ArchiveIncompleteError: when there can be no permit by then.

@@ -21,8 +21,7 @@ FAILURES = (Status.FAILED, Status.GIVEN_UP)
 
 @dataclass(frozen=True, kw_only=True)
 class Recorder:
-    """
-    Make the sidecars of one attempt.
+    """Make the sidecars of one attempt.
 
     :param conn_id: the connection whose quota the requests count against, for as long as ``hold``.
     :param is_full: whether sidecars keep the call as the API gave it.
@@ -61,8 +60,7 @@ class Recorder:
         return replace(item.sidecar, status=Status.OVERWRITING)
 
     def failed(self, item: Item, status: Status, error: Exception, *, permit: str, requested_at: datetime) -> Sidecar:
-        """
-        Return a sidecar that says why there is no recording; beside an archived one, within its sidecar.
+        """Return a sidecar that says why there is no recording; beside an archived one, within its sidecar.
 
         The error's ``content_length``, if it has one, is kept for who finds audio there later.
         """

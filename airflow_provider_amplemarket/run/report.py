@@ -61,8 +61,7 @@ class Progress:
 
 
 class Summary:
-    """
-    The figures of a try, pushed to XCom as ``summary``; over a deferral they are all that it remembers.
+    """The figures of a try, pushed to XCom as ``summary``; over a deferral they are all that it remembers.
 
     :param ti: the task instance.
     :param earlier: the summary of the same try before it waited; empty if it has not.

@@ -34,8 +34,7 @@ def attempt_of(context: Mapping[str, Any]) -> Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """
-    Decide about calls. A resume, a retry, a cleared task and a backfill come to the same decisions.
+    """Decide about calls. A resume, a retry, a cleared task and a backfill come to the same decisions.
 
     :param overwrite: ask for what is archived, too, once for each run.
     :param not_found_for: how long after its start a call without recording is asked for again.
@@ -61,8 +60,7 @@ class Rules:
         return Status.PENDING if self.overwrite else self._of_earlier_runs(item, now)
 
     def gives_up(self, item: Item, now: datetime) -> bool:
-        """
-        Return whether a call that has failed just now, as it was before, has done so for long enough.
+        """Return whether a call that has failed just now, as it was before, has done so for long enough.
 
         That takes two runs, however long the first one was: what failed in one may have been the day's trouble.
         """

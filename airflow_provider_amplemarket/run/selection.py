@@ -35,8 +35,7 @@ class Invalid:
 
 @dataclass(frozen=True)
 class Selection:
-    """
-    What a list of calls comes to.
+    """What a list of calls comes to.
 
     :param wanted: the calls to archive, by id.
     :param skipped: how many are not wanted, by status.
@@ -99,8 +98,7 @@ def without_clashes(items: list[Item], key: str) -> tuple[list[Item], list[Inval
 
 
 def give_up_old(invalid: Iterable[Invalid], rules: Rules, *, are_named: bool) -> tuple[dict[str, str], Counter[Status]]:
-    """
-    Give up invalid calls that are as old as others that are given up, so that none keeps a DAG red for ever.
+    """Give up invalid calls that are as old as others that are given up, so that none keeps a DAG red for ever.
 
     :return: the younger ones, or all that ``call_ids`` names, with the reason; and how many were given up.
     """

@@ -28,8 +28,7 @@ class Window:
 
 
 def resolve(context: Mapping[str, Any], *, start: Any, end: Any, lookback: timedelta) -> Window:
-    """
-    Return the window of a run.
+    """Return the window of a run.
 
     ``start`` and ``end`` come first; without them, the run's data interval. Where that is empty or missing
     (cron schedules of Airflow 3, runs that are triggered), it is the time since the last successful run, up

@@ -14,8 +14,7 @@ from airflow_provider_amplemarket.run.rules import Rules
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """
-    What one try of a task works with; all of it may be used by any thread.
+    """What one try of a task works with; all of it may be used by any thread.
 
     :param hook: asks the API.
     :param archive: has the recordings.
@@ -31,8 +30,7 @@ class Work:
     cancel: threading.Event
 
     def go_on(self) -> None:
-        """
-        Do nothing, unless the task was told to stop.
+        """Do nothing, unless the task was told to stop.
 
         :raises AmplemarketError: when it was.
         """

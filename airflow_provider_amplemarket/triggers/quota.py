@@ -18,8 +18,7 @@ LONGEST_SLEEP = 30.0
 
 
 class QuotaTrigger(BaseTrigger):
-    """
-    Fire once at a given time. It logs once until when it waits and why, and asks nobody for anything.
+    """Fire once at a given time. It logs once until when it waits and why, and asks nobody for anything.
 
     :param until: that time, as a timestamp (seconds since the epoch).
     :param reason: what is waited for.
