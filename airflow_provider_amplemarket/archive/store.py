@@ -9,10 +9,9 @@ from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
-from airflow_provider_amplemarket.archive.entry import Entry
 from airflow_provider_amplemarket.archive.layout import Layout, Place
 from airflow_provider_amplemarket.archive.objects import TIMEOUT, ObjectStore, archive_errors
-from airflow_provider_amplemarket.archive.sidecar import NO_SIDECAR, Sidecar
+from airflow_provider_amplemarket.archive.sidecar import NO_SIDECAR, Entry, Sidecar
 from airflow_provider_amplemarket.archive.storage import open_storage
 from airflow_provider_amplemarket.archive.upload import publish
 from airflow_provider_amplemarket.archive.writecheck import check_writable

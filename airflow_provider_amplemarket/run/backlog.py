@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import pendulum
 
-from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.sidecar import Status
+from airflow_provider_amplemarket.archive.sidecar import Item, Status
 from airflow_provider_amplemarket.run.plan import Plan
 from airflow_provider_amplemarket.run.work import Work
 

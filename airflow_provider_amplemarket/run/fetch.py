@@ -11,8 +11,7 @@ from pathlib import Path
 import pendulum
 
 from airflow_provider_amplemarket.api.download import Recording
-from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.sidecar import Sidecar, Status
+from airflow_provider_amplemarket.archive.sidecar import Item, Sidecar, Status
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
     AmplemarketConnectionError,

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pendulum
 
-from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.sidecar import Status
+from airflow_provider_amplemarket.archive.sidecar import Item, Status
 from airflow_provider_amplemarket.exceptions import ArchiveError
 from airflow_provider_amplemarket.run.fetch import Outcome
 from airflow_provider_amplemarket.run.judge import Judge

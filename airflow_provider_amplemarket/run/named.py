@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from airflow_provider_amplemarket.archive.entry import Entry, Item
+from airflow_provider_amplemarket.archive.sidecar import Entry, Item
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.calls import Call, is_plain_id
 

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.objects import Digest
-from airflow_provider_amplemarket.archive.sidecar import Status
+from airflow_provider_amplemarket.archive.sidecar import Item, Status
 from airflow_provider_amplemarket.exceptions import ArchiveError
 from airflow_provider_amplemarket.run.plan import Plan
 from airflow_provider_amplemarket.run.work import Work

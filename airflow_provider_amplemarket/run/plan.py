@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.sidecar import Status
+from airflow_provider_amplemarket.archive.sidecar import Item, Status
 from airflow_provider_amplemarket.run.window import Window
 
 #: What a call can come to in the end, as the summary counts it.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pendulum
 
-from airflow_provider_amplemarket.archive.entry import Item
+from airflow_provider_amplemarket.archive.sidecar import Item
 from airflow_provider_amplemarket.exceptions import ArchiveIncompleteError, LedgerBusyError
 from airflow_provider_amplemarket.hooks.amplemarket import AmplemarketHook
 from airflow_provider_amplemarket.quota.ledger import Ledger

@@ -10,8 +10,7 @@ from typing import Any
 import pendulum
 
 from airflow_provider_amplemarket.api.download import Recording
-from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
+from airflow_provider_amplemarket.archive.sidecar import Attempt, Item, Sidecar, Status
 
 #: By how much workers' clocks may differ for the requests in sidecars to count.
 MOST_SKEW = timedelta(minutes=1)

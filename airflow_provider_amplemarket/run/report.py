@@ -8,8 +8,7 @@ from typing import Any
 
 import pendulum
 
-from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.sidecar import Status
+from airflow_provider_amplemarket.archive.sidecar import Item, Status
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import RateLimitExceededError
 from airflow_provider_amplemarket.run.fetch import Outcome

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
+from airflow_provider_amplemarket.archive.sidecar import Attempt, Item, Sidecar, Status
 from airflow_provider_amplemarket.run.recorder import first_failed_in
 
 #: How long a call without recording is left alone after the first response; twice as long after each further one.

@@ -12,8 +12,7 @@ from typing import Any
 
 import pendulum
 
-from airflow_provider_amplemarket.archive.entry import Item
-from airflow_provider_amplemarket.archive.sidecar import Status
+from airflow_provider_amplemarket.archive.sidecar import Item, Status
 from airflow_provider_amplemarket.calls import Call, is_plain_id, start_of
 from airflow_provider_amplemarket.run.named import NamedCalls
 from airflow_provider_amplemarket.run.plan import Plan

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from airflow_provider_amplemarket.api.session import BearerAuth
+from airflow_provider_amplemarket.api.client import BearerAuth
 from airflow_provider_amplemarket.exceptions import AmplemarketConnectionError, RecordingNotFoundError
 from airflow_provider_amplemarket.sandbox import Sandbox, make_call, make_calls
 from tests.api.servers import END, KEY, MP3, Connect, RawServer, download, page, raw

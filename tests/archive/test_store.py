@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_amplemarket.archive import objects
-from airflow_provider_amplemarket.archive.entry import Entry
 from airflow_provider_amplemarket.archive.layout import Layout
-from airflow_provider_amplemarket.archive.sidecar import Sidecar
+from airflow_provider_amplemarket.archive.sidecar import Entry, Sidecar
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import ArchiveError
 from dev.stores import Store

@@ -16,8 +16,7 @@ import pytest
 import tenacity
 
 from airflow_provider_amplemarket.archive import upload
-from airflow_provider_amplemarket.archive.entry import Entry
-from airflow_provider_amplemarket.archive.sidecar import Sidecar
+from airflow_provider_amplemarket.archive.sidecar import Entry, Sidecar
 from airflow_provider_amplemarket.archive.staging import STAGING
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import ArchiveError

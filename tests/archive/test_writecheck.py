@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_amplemarket.archive import writecheck
-from airflow_provider_amplemarket.archive.entry import Entry
-from airflow_provider_amplemarket.archive.sidecar import Sidecar
+from airflow_provider_amplemarket.archive.sidecar import Entry, Sidecar
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.archive.writecheck import WRITE_CHECK
 from airflow_provider_amplemarket.exceptions import ArchiveError

@@ -11,8 +11,8 @@ import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_amplemarket.archive.entry import Item
 from airflow_provider_amplemarket.archive.layout import Layout
+from airflow_provider_amplemarket.archive.sidecar import Item
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.run.named import NamedCalls
 from airflow_provider_amplemarket.run.parameters import read_call_ids

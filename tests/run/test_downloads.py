@@ -15,8 +15,7 @@ import pendulum
 import pytest
 
 from airflow_provider_amplemarket.api.download import Recording
-from airflow_provider_amplemarket.archive.entry import Entry, Item
-from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
+from airflow_provider_amplemarket.archive.sidecar import Attempt, Entry, Item, Sidecar, Status
 from airflow_provider_amplemarket.archive.staging import STAGING
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import (

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from airflow_provider_amplemarket.archive.entry import Entry, Item
 from airflow_provider_amplemarket.archive.layout import Place
-from airflow_provider_amplemarket.archive.sidecar import Sidecar, Status
+from airflow_provider_amplemarket.archive.sidecar import Entry, Item, Sidecar, Status
 from airflow_provider_amplemarket.run.plan import OUTCOMES, Plan
 
 PLACE = Place("a.mp3", "a.json", "")

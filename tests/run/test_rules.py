@@ -11,9 +11,8 @@ from typing import Any
 import pendulum
 import pytest
 
-from airflow_provider_amplemarket.archive.entry import Entry, Item
 from airflow_provider_amplemarket.archive.layout import Place
-from airflow_provider_amplemarket.archive.sidecar import Attempt, Sidecar, Status
+from airflow_provider_amplemarket.archive.sidecar import Attempt, Entry, Item, Sidecar, Status
 from airflow_provider_amplemarket.run.recorder import first_failed_in
 from airflow_provider_amplemarket.run.rules import Rules, attempt_of
 

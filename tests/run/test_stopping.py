@@ -20,8 +20,7 @@ from types import FrameType
 
 import pytest
 
-from airflow_provider_amplemarket.archive.entry import Entry, Item
-from airflow_provider_amplemarket.archive.sidecar import Attempt, Status
+from airflow_provider_amplemarket.archive.sidecar import Attempt, Entry, Item, Status
 from airflow_provider_amplemarket.archive.staging import STAGING
 from airflow_provider_amplemarket.archive.store import Archive
 from airflow_provider_amplemarket.exceptions import AmplemarketError
