@@ -82,7 +82,9 @@ def main() -> int:
         ("90th percentile of the functions' lines", statistics.quantiles([f.lines for f in found], n=10)[-1], 22.0),
         ("inline conditions and comprehensions per 100 lines", 100 * sum(map(inline, files)) / code, 7.0),
     ]
-    print(f"{len(files)} files, {sum(lengths.values())} lines, {code} of code, {len(found)} functions")
+    bodies = sum(function.lines for function in found)
+    print(f"{len(files)} files, {sum(lengths.values())} lines, {code} of code")
+    print(f"{len(found)} functions with {bodies} lines in their bodies")
     for name, figure, limit in figures:
         print(f"{figure:8.2f}  {name} (at most {limit:g}){'' if figure <= limit else '  <<<'}")
     if "--all" in sys.argv:

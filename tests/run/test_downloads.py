@@ -213,8 +213,10 @@ def test_the_pace_is_that_of_the_answers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_so_many_at_once_and_no_more(tmp_path: Path, concurrency: int) -> None:
-    slow = {f"c{number:02}": lambda: time.sleep(0.02) for number in range(24)}
-    case = Case(tmp_path, 24, slow, concurrency=concurrency)
+    together = threading.Barrier(concurrency, timeout=60)
+    first = {f"c{number:02}": together.wait for number in range(concurrency)}
+    slow = {f"c{number:02}": lambda: time.sleep(0.02) for number in range(concurrency, 24)}
+    case = Case(tmp_path, 24, first | slow, concurrency=concurrency)
     case.run()
     assert case.hook.most == concurrency
     assert len(case.ids(Status.STORED)) == 24
