@@ -103,7 +103,7 @@ def test_ctrl_c_in_the_wait_ends_the_run_and_frees_the_slot(
 
 
 async def first_event(trigger: QuotaTrigger) -> object:
-    """Answer what the trigger fires with when it is cancelled in its wait."""
+    """Return what the trigger fires with when it is cancelled in its wait."""
     waiting = asyncio.ensure_future(anext(trigger.run()))
     await asyncio.sleep(0.05)
     waiting.cancel()

@@ -44,7 +44,7 @@ def add(slots: int, include_deferred: bool, description: str = "mine") -> None:
 
 
 def pool() -> tuple[int, bool, str | None] | None:
-    """Answer slots, whether deferred tasks count, and description."""
+    """Return slots, whether deferred tasks count, and description."""
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
 

@@ -152,7 +152,7 @@ def _check_progress(body: Body, cancelled: Callable[[], bool] | None) -> None:
 
 
 def _check_header(client: Client, response: requests.Response) -> str:
-    """Return the media type of an answer whose header promises a whole recording."""
+    """Return the media type of a response whose header promises a whole recording."""
     content_type = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
     if not content_type.startswith("audio/"):
         shown = client.redact(content_type[:80]) or "missing"
