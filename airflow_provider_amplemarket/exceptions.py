@@ -34,7 +34,7 @@ class AmplemarketConfigurationError(AmplemarketError, ValueError):
 
 
 class ConnectionNotDefinedError(AmplemarketConfigurationError):
-    """Airflow has no such connection, or cannot tell just now.
+    """Airflow has no such connection, or cannot be asked just now.
 
     Airflow 3.2 and 3.3 say the same in a task while their API server fails, so another try may help.
     """

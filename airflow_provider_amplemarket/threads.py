@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -76,20 +77,25 @@ def each(
     :param check: is called several times a second, and ends the waiting by raising.
     :raises TimeoutError: when no result has come for so long.
     """
-    items = list(items)
-    workers = Workers(min(threads, len(items)), "amplemarket-background")
-    futures = [workers.submit(function, item) for item in items]
+    work = deque(enumerate(items))
+    results: list[Any] = [None] * len(work)
+    under_way: dict[Future[R], int] = {}
     finished: SimpleQueue[Future[R]] = SimpleQueue()
+    workers = Workers(min(threads, len(work)), "amplemarket-background")
     try:
-        for future in futures:
-            future.add_done_callback(finished.put)
-        for _ in futures:
-            _next(finished, timeout, check).result()
+        while work or under_way:
+            while work and len(under_way) < 2 * threads:  # as many are done as wait for a thread
+                number, item = work.popleft()
+                future = workers.submit(function, item)
+                under_way[future] = number
+                future.add_done_callback(finished.put)
+            future = _next(finished, timeout, check)
+            results[under_way.pop(future)] = future.result()
     finally:
-        for future in futures:
+        for future in under_way:
             future.cancel()
         workers.end(time.monotonic())
-    return [future.result() for future in futures]
+    return results
 
 
 def _next(finished: SimpleQueue[Future[R]], timeout: float, check: Callable[[], None]) -> Future[R]:

@@ -84,11 +84,13 @@ def test_nothing_imports_the_sandbox_and_it_imports_nothing() -> None:
     assert [(file, other) for file, room, other in used() if OUTSIDE & {room, other} and other != "__version__"] == []
 
 
+def test_what_answers_people_never_imports_a_run() -> None:
+    assert [file for file, room, other in used() if room in ("ui", "cli") and other == "run"] == []
+
+
 def test_the_api_knows_nothing_of_airflow() -> None:
     for path in (PACKAGE / "api").rglob("*.py"):
-        tree = ast.walk(ast.parse(path.read_text()))
-        names = [node.module or "" for node in tree if isinstance(node, ast.ImportFrom)]
-        assert [name for name in names if name.split(".")[0] == "airflow"] == []
+        assert [name for name in all_imports(path) if name.split(".")[0] == "airflow"] == []
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,7 @@ def test_an_error_is_raised_and_the_rest_is_left() -> None:
     with pytest.raises(ValueError, match="mine"):
         each(work, range(10), threads=2, timeout=60, check=never)
     # The thread that failed may have taken one more before it was known.
-    assert begun[:2] == [0, 1]
-    assert len(begun) <= 3
+    assert set(begun) <= {0, 1, 2}
 
 
 def test_an_index_error_of_the_function_is_no_end_of_the_work() -> None:

@@ -27,7 +27,7 @@ VERSION = airflow_provider_amplemarket.__version__
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
-    """Run a program and answer what it writes; what it complains of is shown where it fails."""
+    """Run a program and return what it writes; what it complains of is shown where it fails."""
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, env=env, cwd=cwd, check=False
     )

@@ -87,9 +87,9 @@ def error_of(response: requests.Response, *, secret: str, of_recording: bool, ke
     words = _read_words(response, secret)
     status, path = response.status_code, urlsplit(response.url).path
     message = f"GET {path} returned {status}"
-    told = ": ".join(filter(None, [words.get("code"), words.get("detail") or words.get("title")]))
-    if told:
-        message += f" ({told})"
+    reason = ": ".join(filter(None, [words.get("code"), words.get("detail") or words.get("title")]))
+    if reason:
+        message += f" ({reason})"
     if status == 429:
         return RateLimitExceededError(message, retry_after=_retry_after(response), **words)
     kind = _kind(status, is_of_endpoint=path.endswith("/recording"), of_recording=of_recording)

@@ -64,22 +64,18 @@ class Sidecar:
     """What a sidecar says; absent fields are None. Its fields have the names of the JSON object's.
 
     :param start_date: when the call began.
-    :param key: the recording's object, below the archive's root.
-    :param size: of the recording, in bytes.
-    :param is_mpeg: whether it begins like MPEG audio.
-    :param adopted: whether the recording was found without its sidecar.
+    :param key: the recording's object, below the archive's root; ``size``, its bytes.
+    :param is_mpeg: whether it begins like MPEG audio; ``adopted``, whether it was found without its sidecar.
     :param permit: the id of the request's permit.
     :param earlier_permits: permits of earlier requests for the call, with the time of their responses.
-    :param requested_at: when the request was sent.
-    :param answered_at: when the response came.
-    :param first_requested_at: when the first of ``requests`` was sent.
-    :param requests: how many requests in a row came to this status.
+    :param requested_at: when the request was sent; ``answered_at``, when the response came.
+    :param requests: how many requests in a row, since ``first_requested_at``, came to this status.
     :param first_failed_in: the run in which the call began to fail.
     :param audio_size: size of the object that was there already; not what is published afterwards.
     :param content_length: bytes that a response has promised.
     :param call: the call, as the API gave it.
     :param overwrite: what became of the last attempt to overwrite the recording.
-    :param unknown: all other fields.
+    :param unknown: all other fields, and values that cannot be read, as they are.
     """
 
     call_id: str | None = None
@@ -119,19 +115,21 @@ class Sidecar:
         known: dict[str, Any] = {}
         unknown: dict[str, Any] = {}
         for name, value in data.items():
-            if name in _READERS:
-                known[name] = _READERS[name](value)
-            elif name != "version":
+            read = _READERS[name](value) if name in _READERS else None
+            if read is not None:
+                known[name] = read
+            elif name not in _READERS or value is not None:  # of a later edition, perhaps, or by hand
                 unknown[name] = value
-        if known.get("status") is None and data.get("status") is not None:  # of a later version, perhaps
-            unknown["status"] = data["status"]
+        if unknown.get("version") == VERSION:
+            del unknown["version"]
         return cls(**known, unknown=unknown)
 
     def dump(self) -> dict[str, Any]:
         """Return the JSON object."""
         values = {name: _plain(getattr(self, name)) for name in _READERS}
         present = {name: value for name, value in values.items() if value is not None or name == "start_date"}
-        return {"version": VERSION, **present, **self.unknown}
+        unread = {name: value for name, value in self.unknown.items() if present.get(name) is None}
+        return {"version": VERSION, **present, **unread}
 
     @property
     def last(self) -> Sidecar:
@@ -255,8 +253,15 @@ def _plain(value: Any) -> Any:
 
 
 def _of_type(kind: type) -> Callable[[Any], Any]:
-    """Return a reader that takes values of this type alone; ``bool`` is no ``int``."""
     return lambda value: value if type(value) is kind else None
+
+
+def _integer(value: Any) -> int | None:
+    if type(value) is int:
+        return value
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return None
 
 
 def _status(value: Any) -> Status | None:
@@ -270,7 +275,9 @@ def _permits(value: Any) -> Mapping[str, datetime] | None:
 
 
 def _sidecar(value: Any) -> Sidecar | None:
-    return Sidecar.load(value) if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping) or not value:
+        return None
+    return Sidecar.load(value)
 
 
 _STATUSES = {status.value: status for status in Status}
@@ -281,7 +288,7 @@ _SPECIAL: dict[str, Callable[[Any], Any]] = {
 }
 _BY_TYPE: dict[str, Callable[[Any], Any]] = {
     "str": _of_type(str),
-    "int": _of_type(int),
+    "int": _integer,
     "bool": _of_type(bool),
     "datetime": parse_datetime,
     "Mapping[str, Any]": _of_type(dict),

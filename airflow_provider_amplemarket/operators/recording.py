@@ -103,7 +103,7 @@ class AmplemarketRecordingOperator(BaseOperator):
     )
     ui_color = "#d9e8fb"
 
-    #: Set by ``on_kill``; exists only while the task runs, as what it works with.
+    #: Set by ``on_kill``; exists only while the task runs, as what it works with does.
     _cancel: threading.Event | None = None
     _work: Work | None = None
 
@@ -188,6 +188,7 @@ class AmplemarketRecordingOperator(BaseOperator):
             self._cancel.set()
             self.hook.abort()
         if self._work is not None:
+            self._work.cancel.set()
             self._work.archive.abort()
 
     def _archive_calls(self, context: Context, earlier: Mapping[str, Any], memory: str | None) -> list[dict[str, Any]]:
@@ -206,7 +207,9 @@ class AmplemarketRecordingOperator(BaseOperator):
         """
         self._cancel = threading.Event()
         named = self._named_calls(memory)
-        work = self._work = self._prepare(context, self._cancel, insists=named is not None)
+        work = self._work = self._prepare(context, insists=named is not None)
+        if self._cancel.is_set():  # before there was anything to stop
+            work.cancel.set()
         work.go_on()
         summary = Summary(context["ti"], earlier)
         while True:
@@ -245,10 +248,11 @@ class AmplemarketRecordingOperator(BaseOperator):
         warn_of_lookback(self.lookback, self.not_found_for)
         return planner.of_window(window, read_text(self.user_id))
 
-    def _prepare(self, context: Context, cancel: threading.Event, *, insists: bool) -> Work:
+    def _prepare(self, context: Context, *, insists: bool) -> Work:
         # Clearing a task gives it the tries that it has had, on top of its own; nothing else does.
         is_cleared = context["ti"].max_tries > (self.retries or 0)
         attempt = attempt_of(context)
+        limit = limit_of(self.hook)
         return Work(
             hook=self.hook,
             archive=Archive(self.path, conn_id=read_text(self.storage_conn_id), layout=Layout(self.key)),
@@ -263,9 +267,9 @@ class AmplemarketRecordingOperator(BaseOperator):
                 attempt=attempt,
                 conn_id=self.amplemarket_conn_id,
                 is_full=self.sidecar == "full",
-                hold=timedelta(seconds=limit_of(self.hook).hold),
+                hold=timedelta(seconds=limit.hold),
             ),
-            cancel=cancel,
+            cancel=threading.Event(),
         )
 
     def _wait(self, downloads: Downloads, pause: Pause, summary: Summary, named: NamedCalls | None) -> None:

@@ -24,6 +24,7 @@ class Backlog:
         self._items = deque(plan.pending)
         self._seen_at = plan.made_at
         self._seen_again_at: dict[str, float] = {}
+        self._seen: list[tuple[Item, Status]] = []
         self._work = work
         self._clock = clock
 
@@ -35,35 +36,36 @@ class Backlog:
         """Let a call be the next one again."""
         self._items.appendleft(item)
 
-    def take(self, count: int) -> tuple[list[Item], list[tuple[Item, Status]]]:
+    def take(self, count: int) -> list[Item]:
         """Take the next calls, at most so many, that are still to be asked for.
 
-        :return: the calls; and those that were looked up again, with their status by now.
         :raises ArchiveError: when the archive cannot be listed.
         """
         now = self._clock()
         chosen: list[Item] = []
-        seen: list[tuple[Item, Status]] = []
         while self._items and len(chosen) < count:
             if self._is_fresh(self._items[0], now):
                 chosen.append(self._items.popleft())
             else:
-                seen += self._look_again(now)
-        return chosen, seen
+                self._look_again(now)
+        return chosen
+
+    def pop_seen(self) -> list[tuple[Item, Status]]:
+        """Return the calls that were looked up again since the last time, with their status by then."""
+        seen, self._seen = self._seen, []
+        return seen
 
     def _is_fresh(self, item: Item, now: float) -> bool:
         return now - self._seen_again_at.get(item.call_id, self._seen_at) <= FRESH_FOR
 
-    def _look_again(self, now: float) -> list[tuple[Item, Status]]:
+    def _look_again(self, now: float) -> None:
         """See what other tasks have done: one listing of each folder for the next calls together."""
         items = [self._items.popleft() for _ in range(min(LOOK_AHEAD, len(self._items)))]
         entries = self._work.archive.entries(item.entry.place for item in items)
-        results: list[tuple[Item, Status]] = []
         for item in reversed(items):
             seen = Item(item.call, entries[item.entry.place.audio])
             status = self._work.rules.status_of(seen, pendulum.now("UTC"))
-            results.append((seen, status))
+            self._seen.append((seen, status))
             self._seen_again_at[seen.call_id] = now
             if status == Status.PENDING:
                 self._items.appendleft(seen)
-        return results

@@ -7,10 +7,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
+from airflow_provider_amplemarket.archive.sidecar import Item
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketError,
     ArchiveError,
@@ -67,6 +69,7 @@ class Downloads:
         self._report = Report()
         self._is_ledger_busy = False
         self._under_way: set[Future[Outcome]] = set()
+        self._finished: SimpleQueue[Future[Outcome]] = SimpleQueue()
         self._backlog: Backlog
 
     @property
@@ -84,7 +87,8 @@ class Downloads:
         :raises AmplemarketError: when the task is told to stop.
         """
         if not self.work.rules.overwrite:
-            self.plan = commit_orphans(self.plan, self.work)
+            for result in commit_orphans(self.plan, self.work):
+                self.plan = self.plan.with_results([result])
         if self.plan.left:
             self.work.archive.check_writable()
 
@@ -160,14 +164,22 @@ class Downloads:
             permits = deque()
         self._is_ledger_busy = False
         self._report = Report()
+        for item in self._take(len(permits)):
+            self._fetcher.admitted.put((item, permits.popleft()))
+            future = workers.submit(self._fetcher.fetch_next, directory)
+            self._under_way.add(future)
+            future.add_done_callback(self._finished.put)
+        self._report.unused.extend(permits)
+
+    def _take(self, count: int) -> list[Item]:
+        """Take the next calls, and what was seen of others on the way into the plan."""
         try:
-            items, seen = self._backlog.take(len(permits))
-            self.plan = self.plan.with_results(seen)
-            for item in items:
-                self._under_way.add(workers.submit(self._fetcher.fetch, item, permits.popleft(), directory))
+            return self._backlog.take(count)
         except ArchiveError as error:
             self._judge.stop(error)
-        self._report.unused.extend(permits)
+            return []
+        finally:
+            self.plan = self.plan.with_results(self._backlog.pop_seen())
 
     def _ask_ledger(self, wanted: int) -> list[Permit]:
         if isinstance(self._judge.fatal, LedgerError):
@@ -182,10 +194,17 @@ class Downloads:
 
     def _next_outcomes(self) -> Iterator[Outcome]:
         """Wait until something has become of a permit, or the task is told to stop."""
-        done: set[Future[Outcome]] = set()
-        while self._under_way and not done and not self.work.cancel.is_set():
-            done, self._under_way = wait(self._under_way, timeout=_LOOK, return_when=FIRST_COMPLETED)
-        for future in done:
+        # No wait() of concurrent.futures: a time-out of the task that is raised in it could leave futures locked.
+        timeout = _LOOK
+        while self._under_way and not self.work.cancel.is_set():
+            try:
+                future = self._finished.get(timeout=timeout)
+            except Empty:
+                if not timeout:
+                    return
+                continue
+            timeout = 0.0
+            self._under_way.discard(future)
             yield future.result()
 
     def _abandon(self, workers: Workers) -> None:

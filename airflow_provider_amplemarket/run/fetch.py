@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from queue import SimpleQueue
 
 import pendulum
 
@@ -75,19 +76,22 @@ class Fetcher:
 
     :param clock: the time in seconds since the epoch, as the permits have it.
     :param downloads: lets so many download at once; others publish meanwhile.
+    :param admitted: the calls that have a permit, in their order.
     """
 
     work: Work
     judge: Judge
     clock: Callable[[], float]
     downloads: threading.Semaphore
+    admitted: SimpleQueue[tuple[Item, Permit]] = field(default_factory=SimpleQueue)
 
-    def fetch(self, item: Item, permit: Permit, directory: Path) -> Outcome:
-        """Spend a permit: ask for the recording, and archive it or put on record why not.
+    def fetch_next(self, directory: Path) -> Outcome:
+        """Spend the next permit: ask for the recording, and archive it or put on record why not.
 
         What goes wrong with the request is put on record before the next one is sent, lest an outage eat them.
         """
         with self.downloads:
+            item, permit = self.admitted.get()  # only here, for a semaphore lets threads in as they come
             request = self.judge.admit(lambda: self._is_wanted(permit))
             if request is None:
                 return Outcome(permit, item, Status.PENDING, sent=False)

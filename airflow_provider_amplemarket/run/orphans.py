@@ -15,8 +15,8 @@ from airflow_provider_amplemarket.run.work import Work
 log = logging.getLogger(__name__)
 
 
-def commit_orphans(plan: Plan, work: Work) -> Plan:
-    """Write the sidecars of orphaned audio, which saves the permits of asking for it again; return the plan after that.
+def commit_orphans(plan: Plan, work: Work) -> Iterator[tuple[Item, Status]]:
+    """Write the sidecars of orphaned audio, which saves the permits of asking for it again, and yield the results.
 
     Audio is published whole or not at all. What is not seen to be whole all the same, by its frames and by the length
     on record, is asked for again.
@@ -26,16 +26,12 @@ def commit_orphans(plan: Plan, work: Work) -> Plan:
     """
     orphans = [item for item in plan.items_with(Status.PENDING) if item.entry.is_orphaned]
     if not orphans or not work.archive.publishes_whole:
-        return plan
+        return
     with work.archive.staging() as directory:
-        return plan.with_results(_committed(orphans, work, directory))
-
-
-def _committed(orphans: list[Item], work: Work, directory: Path) -> Iterator[tuple[Item, Status]]:
-    for item in orphans:
-        work.go_on()
-        if digest := _digest_if_whole(item, work):
-            yield _commit(item, digest, work, directory)
+        for item in orphans:
+            work.go_on()
+            if digest := _digest_if_whole(item, work):
+                yield _commit(item, digest, work, directory)
 
 
 def _digest_if_whole(item: Item, work: Work) -> Digest | None:

@@ -100,7 +100,7 @@ class Rules:
         asked = item.sidecar.answered_at
         if asked is None:
             return True
-        is_rested = now - asked >= _pause_after(item.sidecar.requests_of(Status.NOT_FOUND))
+        is_rested = now - asked >= _pause_after(item.last.requests_of(Status.NOT_FOUND))
         since = item.start or item.sidecar.first_requested_at
         if since is None:
             return self.insists or is_rested

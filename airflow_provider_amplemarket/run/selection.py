@@ -90,7 +90,7 @@ def without_clashes(items: list[Item], key: str) -> tuple[list[Item], list[Inval
         is_of_another = item.sidecar.call_id not in (None, item.call_id)
         if count[audio] > 1 or is_of_another:
             reason = f"key={key!r} gives it the name of another call, {audio}"
-            invalid.append(Invalid(item.call_id, item.start, reason))
+            invalid.append(Invalid(item.call_id, start_of(item.call), reason))
         else:
             good.append(item)
     return good, invalid

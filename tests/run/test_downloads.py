@@ -38,15 +38,16 @@ from airflow_provider_amplemarket.run.plan import Plan
 from airflow_provider_amplemarket.run.recorder import Recorder
 from airflow_provider_amplemarket.run.rules import Rules
 from airflow_provider_amplemarket.run.work import Work
+from airflow_provider_amplemarket.sandbox.recordings import recording_of
 
 AUDIO = b"ID3 audio"
 ATTEMPT = Attempt("dag", "task", "run", -1, 1, 1)
 
 
 class Hook:
-    """Answers as each call id says; by default with a recording.
+    """Respond as each call id wants; by default with a recording.
 
-    :param answers: What is raised for a call, or what is done instead of answering at once.
+    :param answers: what is raised for a call, or what is done instead of responding at once.
     """
 
     amplemarket_conn_id = "amplemarket_default"
@@ -214,8 +215,9 @@ def test_the_pace_is_that_of_the_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_so_many_at_once_and_no_more(tmp_path: Path, concurrency: int) -> None:
     together = threading.Barrier(concurrency, timeout=60)
-    first = {f"c{number:02}": together.wait for number in range(concurrency)}
-    slow = {f"c{number:02}": lambda: time.sleep(0.02) for number in range(concurrency, 24)}
+    # Until the first one has succeeded, fewer go at once: all of them might be refused.
+    first = {f"c{number:02}": together.wait for number in range(1, 1 + concurrency)}
+    slow = {f"c{number:02}": lambda: time.sleep(0.02) for number in range(1 + concurrency, 24)}
     case = Case(tmp_path, 24, first | slow, concurrency=concurrency)
     case.run()
     assert case.hook.most == concurrency
@@ -291,7 +293,7 @@ def test_what_makes_going_on_pointless_stops_at_once(tmp_path: Path) -> None:
     assert len(case.ids(Status.PENDING)) == 7
 
 
-def test_outage(tmp_path: Path) -> None:
+def test_an_outage_stops_the_run_after_ten_requests(tmp_path: Path) -> None:
     case = Case(tmp_path, 30, {f"c{number:02}": AmplemarketAPIError("503", status=503) for number in range(3, 30)})
     with pytest.raises(AmplemarketError, match="10 requests in a row failed, the last one with: 503"):
         case.run()
@@ -502,6 +504,41 @@ def test_archive_that_cannot_be_listed_gives_the_permits_back(tmp_path: Path, mo
 
 def test_adopting_nothing_leaves_no_trace(tmp_path: Path) -> None:
     case = Case(tmp_path, 3)
-    assert commit_orphans(case.plan, case.downloads.work) is case.plan
+    assert list(commit_orphans(case.plan, case.downloads.work)) == []
     assert not case.root.exists()
     assert len(case.ids(Status.PENDING)) == 3
+
+
+def test_orphans_that_are_committed_count_though_the_archive_fails_at_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(tmp_path, 2)
+    for item in case.plan.items.values():
+        audio = case.root / item.entry.place.audio
+        audio.parent.mkdir(parents=True, exist_ok=True)
+        audio.write_bytes(b"".join(recording_of(item.call_id)))
+    entries = case.archive.entries(item.entry.place for item in case.plan.items.values())
+    items = [Item(item.call, entries[item.entry.place.audio]) for item in case.plan.items.values()]
+    case.downloads.plan = case.plan.with_results((item, Status.PENDING) for item in items)
+    write, written = case.archive.write_sidecar, []
+
+    def write_one(*arguments: Any) -> None:
+        if written:
+            raise ArchiveError("full")
+        written.append(write(*arguments))
+
+    def full() -> None:
+        raise ArchiveError("full")
+
+    monkeypatch.setattr(case.archive, "write_sidecar", write_one)
+    monkeypatch.setattr(case.archive, "check_writable", full)
+    with pytest.raises(ArchiveError):
+        case.downloads.prepare()
+    assert case.plan.counts()["stored"] == 1
+    assert case.plan.left == 1
+
+
+def test_recordings_are_asked_for_in_their_order(tmp_path: Path) -> None:
+    case = Case(tmp_path, 100, concurrency=1)
+    case.run()
+    assert case.hook.asked == sorted(case.hook.asked)

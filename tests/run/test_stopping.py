@@ -256,7 +256,8 @@ def test_what_was_published_in_that_moment_is_adopted_next_time(
         names = [path.name for path in (tmp_path / "archive").rglob("*") if path.is_file()]
         assert names == ["call-00.mp3"]
         again = downloads_from(server.url, f"file://{tmp_path}/archive", monkeypatch)
-        assert commit_orphans(again.downloads.plan, again.downloads.work).left == 19
+        plan = again.downloads.plan
+        assert plan.with_results(commit_orphans(plan, again.downloads.work)).left == 19
 
 
 def test_what_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
