@@ -37,10 +37,10 @@ test-e2e: .venv/ready chromium  ## a whole Airflow, its failures, and its UI in 
 	@$(BIN)/python -m pytest tests/e2e --ignore=$(SMOKE)
 
 test-matrix: .venv/ready  ## the wheel with each Airflow and Python, or with MEMBERS=ends, MEMBERS="airflow-3.1-py3.12 …"
-	@$(BIN)/python -m dev.matrix --jobs $(JOBS) $(MEMBERS)
+	@nice $(BIN)/python -m dev.matrix --jobs $(JOBS) $(MEMBERS)
 
 test-stores: .stores/ready  ## the archive on rclone's S3, Azure and Google Cloud Storage, each an emulator
-	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs .stores/venv/bin/python -m pytest \
+	@AMPLEMARKET_TEST_STORES=rclone,azurite,gcs nice .stores/venv/bin/python -m pytest \
 	  -k "rclone or azurite or gcs" tests/archive tests/operators
 
 bench: .venv/ready       ## measured side by side with the alternatives, into docs/benchmarks.md; takes ten minutes
@@ -92,7 +92,7 @@ chromium:
 .stores/ready: pyproject.toml constraints/stores.txt
 	@echo "Setting up .stores; this takes a few minutes the first time …"
 	@$(PYTHON) -m venv .stores/venv
-	@(.stores/venv/bin/pip install -q --only-binary :all: -r constraints/stores.txt \
+	@(nice .stores/venv/bin/pip install -q --only-binary :all: -r constraints/stores.txt \
 	  && .stores/venv/bin/pip install -q --no-deps -e .) > .stores/install.log 2>&1 || { cat .stores/install.log; exit 1; }
 	@if command -v npm > /dev/null; then \
 	  npm install --prefix .stores --silent --no-audit --no-fund --no-package-lock azurite@3.35.0; \

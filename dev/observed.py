@@ -146,5 +146,6 @@ class ObservedAirflow(Airflow):
     def task_log(self, row: Row) -> str:
         """Return the errors in a task's log."""
         folder = f"dag_id={row['dag_id']}/run_id={row['run_id']}/task_id={row['task_id']}"
-        lines = [line for log in (self.home / "logs").glob(f"{folder}/**/*.log") for line in log.open(errors="replace")]
+        logs = (self.home / "logs").glob(f"{folder}/**/*.log")
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines(keepends=True)]
         return "".join(line for line in lines if '"level":"error"' in line)
