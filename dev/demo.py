@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_amplemarket.sandbox import Sandbox
-from airflow_provider_amplemarket.sandbox.settings import SettingError
 from dev import example, home
 from dev.airflow import Airflow
 from dev.checkout import CHECKOUT, shown
-from dev.processes import StepError
+from dev.processes import StepError, exit_after
 
 #: The operator's lines of progress: ``12 of 20 archived, 8 left, …``; not those of its trigger, which repeat them.
 PROGRESS = re.compile(r"(?<!\d)(?<!: )\d+ of \d+ archived,.*?(?=\s+\[|$)")
@@ -118,13 +117,7 @@ def _show_progress(line: str) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
-    except SettingError as problem:
-        print(problem, file=sys.stderr)
-        sys.exit(2)
-    except StepError as problem:
-        print(problem)
-        sys.exit(1)
+        exit_after(main)
     except KeyboardInterrupt:
         print("\nStopped. The next `make demo` goes on from here; after `make reset` it begins anew.", flush=True)
         sys.exit(130)

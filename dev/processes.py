@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Timer
+from typing import NoReturn
 
+from airflow_provider_amplemarket.sandbox.settings import SettingError
 from dev.checkout import CHECKOUT
 
 #: Where the Makefile puts the programs that do not come from PyPI.
@@ -30,6 +32,18 @@ Watch = Callable[[str], None]
 
 class StepError(Exception):
     """A step did not work; the message is what the user needs to read."""
+
+
+def exit_after(main: Callable[[], int]) -> NoReturn:
+    """Run a program; a wrong setting (exit code 2) or a step that did not work (1) is told without a traceback."""
+    try:
+        sys.exit(main())
+    except SettingError as problem:
+        print(problem, file=sys.stderr)
+        sys.exit(2)
+    except StepError as problem:
+        print(problem)
+        sys.exit(1)
 
 
 def tail(text: str, lines: int = TAIL) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
 
 from dev import home
 from dev.checkout import shown
-from dev.processes import StepError
+from dev.processes import exit_after
 
 
 def main() -> int:
@@ -23,8 +22,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except StepError as problem:
-        print(problem)
-        sys.exit(1)
+    exit_after(main)

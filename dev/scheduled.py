@@ -6,13 +6,12 @@ The demo's ``airflow dags test`` knows neither scheduler nor triggerer; here bot
 from __future__ import annotations
 
 import sqlite3
-import sys
 import time
 from contextlib import closing
 
-from airflow_provider_amplemarket.sandbox.settings import PORT, SettingError
+from airflow_provider_amplemarket.sandbox.settings import PORT
 from dev import demo, example, home
-from dev.processes import StepError
+from dev.processes import exit_after
 
 PATIENCE = 300.0
 
@@ -48,11 +47,4 @@ def _states(place: home.Home) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SettingError as problem:
-        print(problem, file=sys.stderr)
-        sys.exit(2)
-    except StepError as problem:
-        print(problem)
-        sys.exit(1)
+    exit_after(main)
