@@ -63,9 +63,19 @@ class AmplemarketAPIError(AmplemarketError):
         self.title = title
         self.detail = detail
 
+    @property
+    def is_outage(self) -> bool:
+        """Whether the API, not what was asked for, may be what is wrong."""
+        return self.status is not None and self.status >= 500
+
 
 class AmplemarketConnectionError(AmplemarketAPIError):
     """There was no response, or not a whole one: refused, timed out, cut."""
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether the API may be what is wrong: it may."""
+        return True
 
 
 class AuthenticationError(AmplemarketAPIError):

@@ -105,3 +105,10 @@ def test_an_error_can_be_sent_to_another_process(error: type[AmplemarketError]) 
     assert type(again) is error
     assert str(again) == "what happened"
     assert vars(again) == vars(told)
+
+
+def test_no_response_and_an_error_of_the_server_may_be_an_outage() -> None:
+    assert AmplemarketConnectionError("cut").is_outage
+    assert AmplemarketAPIError("503", status=503).is_outage
+    assert not AmplemarketAPIError("404", status=404).is_outage
+    assert not AmplemarketAPIError("garbled").is_outage

@@ -17,7 +17,6 @@ from airflow_provider_amplemarket.api.client import Client
 from airflow_provider_amplemarket.calls import start_of
 from airflow_provider_amplemarket.exceptions import (
     AmplemarketAPIError,
-    AmplemarketConnectionError,
     RateLimitExceededError,
 )
 
@@ -204,10 +203,9 @@ def _get_page(client: Client, url: str) -> dict[str, Any]:
 
 def _is_passing(error: BaseException) -> bool:
     """Return whether another try may help."""
-    if isinstance(error, RateLimitExceededError | AmplemarketConnectionError):
+    if isinstance(error, RateLimitExceededError):
         return True
-    status = getattr(error, "status", None)
-    return status is not None and status >= 500
+    return isinstance(error, AmplemarketAPIError) and error.is_outage
 
 
 _backoff = tenacity.wait_random_exponential(multiplier=1, max=30)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -31,8 +30,6 @@ from airflow_provider_amplemarket.run.plan import Plan
 from airflow_provider_amplemarket.run.report import Progress
 from airflow_provider_amplemarket.run.work import Work
 from airflow_provider_amplemarket.threads import Workers
-
-log = logging.getLogger(__name__)
 
 #: Seconds that threads are waited for which do not end when they are told to.
 PATIENCE = 3.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from airflow_provider_amplemarket.exceptions import (
-    AmplemarketConnectionError,
+    AmplemarketAPIError,
     AmplemarketError,
     ArchiveError,
     AuthenticationError,
@@ -109,7 +109,4 @@ class Judge:
 
 def is_outage(error: Exception) -> bool:
     """Return whether the API, not the recording, may be what is wrong."""
-    if isinstance(error, AmplemarketConnectionError):
-        return True
-    status = getattr(error, "status", None)
-    return status is not None and status >= 500
+    return isinstance(error, AmplemarketAPIError) and error.is_outage
